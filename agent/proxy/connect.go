@@ -1,0 +1,284 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/elazarl/goproxy"
+
+	"github.com/postern-proxy/postern/agent/provider"
+	"github.com/postern-proxy/postern/agent/upstream"
+)
+
+// newFront makes the forward proxy's front: CONNECT, and absolute-form requests
+// to hosts that are not configured. goproxy's own interception, its public CA,
+// its transport and its reading of HTTPS_PROXY are all out of play: configured
+// tunnels are hijacked and served by the exchange, every other connection is
+// dialled by upstream.
+func (s *Server) newFront() *goproxy.ProxyHttpServer {
+	p := goproxy.NewProxyHttpServer()
+	p.Verbose = false // its log prints whole URLs
+	p.Logger = log.New(io.Discard, "", 0)
+	p.KeepAcceptEncoding = true
+	p.ConnectDial = nil // the constructor's reads HTTPS_PROXY
+	p.ConnectDialWithReq = func(req *http.Request, _, addr string) (net.Conn, error) {
+		return s.dialTunnel(req.Context(), addr)
+	}
+	p.ConnectionErrHandler = tunnelFailed
+	p.Tr = &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return s.routing.Load().Dialer.Dial(ctx, addr)
+		},
+		DialTLSContext:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("plain HTTP only") },
+		DisableCompression:    true,
+		MaxIdleConnsPerHost:   16,
+		IdleConnTimeout:       30 * time.Second,
+		ResponseHeaderTimeout: 15 * time.Minute,
+	}
+	p.OnRequest().HandleConnectFunc(s.handleConnect)
+	p.OnResponse().DoFunc(answerFailed)
+	return p
+}
+
+// handleConnect decides on one CONNECT.
+func (s *Server) handleConnect(target string, ctx *goproxy.ProxyCtx) (*goproxy.ConnectAction, string) {
+	refuse := func(status int, code, msg string) (*goproxy.ConnectAction, string) {
+		s.recordConnect(ctx.Req, target, code)
+		ctx.Resp = problemResponse(status, code, msg)
+		return goproxy.RejectConnect, target
+	}
+	host, port, err := authority(target, "")
+	if err != nil || ctx.Req.Host != target {
+		return refuse(http.StatusBadRequest, codeBadHost, "CONNECT takes host:port, and Host must say the same: "+errAuthority.Error())
+	}
+	hostport := net.JoinHostPort(host, port)
+	rt := s.routing.Load()
+	if rt.byHost(host, port) != nil {
+		return &goproxy.ConnectAction{Action: goproxy.ConnectHijack, Hijack: func(_ *http.Request, client net.Conn, _ *goproxy.ProxyCtx) {
+			s.intercept(client, host, port)
+		}}, hostport
+	}
+	if !rt.Tunnel {
+		return refuse(http.StatusForbidden, codeUnmatched, foreignText(hostport))
+	}
+	s.Metrics.tunnels.WithLabelValues("opened").Inc()
+	return &goproxy.ConnectAction{Action: goproxy.ConnectAccept}, hostport
+}
+
+func foreignText(hostport string) string {
+	return hostport + " is not a configured provider, and unmatched: deny refuses all others; add it under providers or set unmatched: tunnel"
+}
+
+// intercept tells the client that its tunnel stands and hands it to the inner
+// server, pinned to its host.
+func (s *Server) intercept(client net.Conn, host, port string) {
+	if _, err := io.WriteString(client, "HTTP/1.1 200 Connection Established\r\n\r\n"); err != nil {
+		client.Close()
+		return
+	}
+	s.Metrics.tunnels.WithLabelValues("intercepted").Inc()
+	secure := tls.Server(client, &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"http/1.1"},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if hello.ServerName != "" && hello.ServerName != host {
+				s.Metrics.tunnels.WithLabelValues("sni_mismatch").Inc()
+				return nil, errSNI
+			}
+			return s.Leaf(host)
+		},
+		SessionTicketsDisabled: true, // a ticket would outlive the pin
+	})
+	s.tunnels.put(&pinned{guarded: guard(secure), host: host, port: port})
+}
+
+var errSNI = errors.New("the TLS server name is not the host of CONNECT")
+
+// pinned is the decrypted client connection inside CONNECT to host:port. The
+// TLS handshake happens at its first read.
+type pinned struct {
+	guarded
+	host, port string
+}
+
+type pinKey struct{}
+
+func pinContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, pinKey{}, c.(*pinned))
+}
+
+// handoff is a listener that yields connections put into it.
+type handoff struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHandoff() *handoff {
+	return &handoff{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (h *handoff) put(c net.Conn) {
+	select {
+	case h.conns <- c:
+	case <-h.done:
+		c.Close()
+	}
+}
+
+func (h *handoff) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handoff) Close() error {
+	h.once.Do(func() { close(h.done) })
+	return nil
+}
+
+func (h *handoff) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
+
+// bufferedHijacker gives goproxy a hijacked connection that first yields what
+// the server had read ahead; goproxy drops the reader that holds it.
+type bufferedHijacker struct{ http.ResponseWriter }
+
+func (b bufferedHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, brw, err := http.NewResponseController(b.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	opaque(conn)
+	conn.SetDeadline(time.Time{})
+	if n := brw.Reader.Buffered(); n > 0 {
+		early, _ := brw.Reader.Peek(n)
+		conn = &prefixed{Conn: conn, early: append([]byte(nil), early...)}
+	}
+	return conn, brw, nil
+}
+
+type prefixed struct {
+	net.Conn
+	early []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.early) > 0 {
+		n := copy(b, p.early)
+		p.early = p.early[n:]
+		return n, nil
+	}
+	return p.Conn.Read(b)
+}
+
+// dialTunnel opens the far side of a tunnel to a host that is not configured.
+func (s *Server) dialTunnel(ctx context.Context, hostport string) (net.Conn, error) {
+	conn, err := s.routing.Load().Dialer.Dial(ctx, hostport)
+	if err != nil {
+		var ue *upstream.Error
+		if errors.As(err, &ue) {
+			s.Metrics.tunnels.WithLabelValues("failed_" + ue.Kind).Inc()
+		}
+		return nil, err
+	}
+	t := &idleConn{Conn: conn, idle: tunnelIdle, onClose: s.conns.remove}
+	s.conns.add(t)
+	return t, nil
+}
+
+// tunnelFailed answers a CONNECT whose far side could not be opened.
+func tunnelFailed(w io.Writer, _ *goproxy.ProxyCtx, err error) {
+	status, code := failure(err)
+	problemResponse(status, code, clientText(err)).Write(w)
+}
+
+// answerFailed makes our error of a failed plain request to a host that is not configured.
+func answerFailed(resp *http.Response, ctx *goproxy.ProxyCtx) *http.Response {
+	if resp != nil || ctx.Error == nil {
+		return resp
+	}
+	err := upstream.Explain(ctx.Req.URL.Host, ctx.Error)
+	status, code := failure(err)
+	resp = problemResponse(status, code, clientText(err))
+	resp.Request = ctx.Req
+	return resp
+}
+
+// failure is the status and code for a host that could not be reached.
+func failure(err error) (status int, code string) {
+	var ue *upstream.Error
+	if errors.As(err, &ue) {
+		switch ue.Kind {
+		case "timeout":
+			return http.StatusGatewayTimeout, codeTimeout
+		case "guard":
+			return http.StatusForbidden, codeGuard
+		}
+	}
+	return http.StatusBadGateway, codeUnreachable
+}
+
+// clientText is the part of an error that the client may read.
+func clientText(err error) string {
+	var ue *upstream.Error
+	if errors.As(err, &ue) {
+		return ue.Error()
+	}
+	return "the request could not be sent"
+}
+
+func problemResponse(status int, code, msg string) *http.Response {
+	ct, body := provider.ErrorBody("problem", code, status, msg, false)
+	h := http.Header{"Content-Type": {ct}, "Content-Length": {fmt.Sprint(len(body))}, errorField: {code}, "Connection": {"close"}}
+	return &http.Response{
+		StatusCode: status, Status: fmt.Sprintf("%d %s", status, http.StatusText(status)),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, Close: true,
+		ContentLength: int64(len(body)), Body: io.NopCloser(newReader(body)),
+	}
+}
+
+// foreign serves an absolute-form request to a host that is not configured:
+// passed on as it is, without a key, or refused.
+func (x *exchange) foreign(host, port string) {
+	hostport := net.JoinHostPort(host, port)
+	if !x.rt.Tunnel {
+		x.refuse(http.StatusForbidden, codeUnmatched, foreignText(hostport), nil)
+		return
+	}
+	if x.r.URL.Scheme != "http" {
+		x.refuse(http.StatusBadRequest, codeBadHost, "an https URL of a host that is not configured goes through CONNECT", nil)
+		return
+	}
+	stripRequest(x.r.Header, foreignStrip)
+	x.s.front.ServeHTTP(flushing{x.w}, x.r)
+	x.code = "tunnelled"
+}
+
+// foreignStrip leaves the client's credentials alone: they are its own, for a
+// host that is not ours to care for.
+var foreignStrip = stripSet([]string{"Proxy-Authorization"})
+
+// flushing flushes every write, because goproxy flushes only what calls itself an event stream.
+type flushing struct{ http.ResponseWriter }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	if err == nil {
+		err = http.NewResponseController(f.ResponseWriter).Flush()
+	}
+	return n, err
+}
+
+func (f flushing) Unwrap() http.ResponseWriter { return f.ResponseWriter }

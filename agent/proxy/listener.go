@@ -1,0 +1,196 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/proxy/h1"
+)
+
+// listener counts and caps the connections of a net.Listener, and on a Unix
+// socket admits only the named users.
+type listener struct {
+	net.Listener
+	s    *Server
+	uids []int
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if u, ok := c.(*net.UnixConn); ok {
+			uid, err := peerUID(u)
+			if err != nil || !slices.Contains(l.uids, uid) {
+				l.s.Metrics.refusedConns.WithLabelValues("uid").Inc()
+				c.Close()
+				continue
+			}
+		}
+		if l.s.conns.count.Add(1) > maxConns {
+			l.s.conns.count.Add(-1)
+			l.s.Metrics.refusedConns.WithLabelValues("cap").Inc()
+			c.Close()
+			continue
+		}
+		return &clientConn{guarded: guard(c), r: &l.s.conns}, nil
+	}
+}
+
+// guarded is a connection on which a client speaks HTTP/1.1: what it sends is
+// read strictly (I13), before net/http, which is more lenient, sees any of it.
+type guarded struct {
+	net.Conn
+	in *h1.Guard
+}
+
+func guard(c net.Conn) guarded { return guarded{c, h1.NewGuard(c)} }
+
+func (c guarded) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// Opaque says that the client speaks another protocol from here on.
+func (c guarded) Opaque() { c.in.Opaque() }
+
+// opaque tells a hijacked connection that its client speaks no HTTP any more.
+func opaque(c net.Conn) {
+	if g, ok := c.(interface{ Opaque() }); ok {
+		g.Opaque()
+	}
+}
+
+// clientConn is an accepted connection; closing it frees its place.
+type clientConn struct {
+	guarded
+	r    *registry
+	once sync.Once
+}
+
+func (c *clientConn) Close() error {
+	c.once.Do(func() {
+		c.r.count.Add(-1)
+		c.r.remove(c)
+	})
+	return c.Conn.Close()
+}
+
+// CloseWrite ends the sending side only, where the connection can.
+func (c *clientConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// CloseRead ends the receiving side only, where the connection can.
+func (c *clientConn) CloseRead() error { return closeRead(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return c.Close()
+}
+
+func closeRead(c net.Conn) error {
+	if h, ok := c.(interface{ CloseRead() error }); ok {
+		return h.CloseRead()
+	}
+	return nil
+}
+
+// registry knows the connections that no http.Server watches any more: tunnels
+// and upgraded connections. Its count is of all accepted ones.
+type registry struct {
+	count atomic.Int64
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+	empty chan struct{} // closed when the last one goes; nil while nobody waits
+}
+
+func (r *registry) add(c net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns == nil {
+		r.conns = map[net.Conn]struct{}{}
+	}
+	r.conns[c] = struct{}{}
+}
+
+func (r *registry) remove(c net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, c)
+	if len(r.conns) == 0 && r.empty != nil {
+		close(r.empty)
+		r.empty = nil
+	}
+}
+
+// drain waits until no connection is left or ctx ends.
+func (r *registry) drain(ctx context.Context) {
+	r.mu.Lock()
+	if len(r.conns) == 0 {
+		r.mu.Unlock()
+		return
+	}
+	if r.empty == nil {
+		r.empty = make(chan struct{})
+	}
+	empty := r.empty
+	r.mu.Unlock()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
+}
+
+func (r *registry) closeAll() {
+	r.mu.Lock()
+	conns := make([]net.Conn, 0, len(r.conns))
+	for c := range r.conns {
+		conns = append(conns, c)
+	}
+	r.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// idleConn is the far side of a tunnel. It ends when nothing was read or
+// written for idle; a deadline is moved only when a quarter of it has passed.
+type idleConn struct {
+	net.Conn
+	idle    time.Duration
+	last    atomic.Int64
+	once    sync.Once
+	onClose func(net.Conn)
+}
+
+func (c *idleConn) touch() {
+	now := time.Now()
+	if last := c.last.Load(); now.UnixNano()-last > int64(c.idle/4) && c.last.CompareAndSwap(last, now.UnixNano()) {
+		c.Conn.SetDeadline(now.Add(c.idle))
+	}
+}
+
+func (c *idleConn) Read(p []byte) (int, error) {
+	c.touch()
+	return c.Conn.Read(p)
+}
+
+func (c *idleConn) Write(p []byte) (int, error) {
+	c.touch()
+	return c.Conn.Write(p)
+}
+
+func (c *idleConn) Close() error {
+	c.once.Do(func() { c.onClose(c) })
+	return c.Conn.Close()
+}
+
+// CloseWrite ends the sending side only.
+func (c *idleConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// CloseRead ends the receiving side only.
+func (c *idleConn) CloseRead() error { return closeRead(c.Conn) }

@@ -1,0 +1,171 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/provider"
+)
+
+// errorField names the field of our own errors; its value is one of the codes below.
+const errorField = "Postern-Error"
+
+// The codes of errors that the agent itself answers. They are stable; docs/ERRORS.md explains each.
+const (
+	codeBadPath      = "bad_path"
+	codeBadHost      = "bad_host"
+	codeHost         = "host_not_allowed"
+	codeFraming      = "bad_framing"
+	codeCrossSite    = "cross_site"
+	codeNoRoute      = "no_such_route"
+	codeMisdirected  = "host_mismatch"
+	codeUnmatched    = "unmatched_denied"
+	codeNoKey        = "no_usable_key"
+	codeUnreachable  = "upstream_unreachable"
+	codeTimeout      = "upstream_timeout"
+	codeGuard        = "address_refused"
+	codeUnscrubbable = "unscrubbable"
+	codeCutShort     = "cut_short"   // the answer broke off; the connection was cut
+	codeClientGone   = "client_gone" // the client left first
+)
+
+// Codes that are entries in the audit record, not only in the log.
+var denied = map[string]bool{
+	codeHost: true, codeCrossSite: true, codeMisdirected: true, codeUnmatched: true, codeGuard: true, codeUnscrubbable: true,
+}
+
+var (
+	bufPool     = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+	scratchPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+)
+
+func newReader(b []byte) io.Reader { return bytes.NewReader(b) }
+
+// refuse answers with an error of our own, in the matched provider's shape so
+// that its SDK raises its typed error with our sentence. msg is for the client;
+// err, if any, for the log.
+func (x *exchange) refuse(status int, code, msg string, err error) {
+	x.fail(code, err)
+	shape := "problem"
+	if x.t != nil {
+		shape = x.t.Provider.Spec().Errors
+	}
+	h := x.w.Header()
+	passing := h.Get("Retry-After") != ""
+	if !passing && status != http.StatusBadGateway && status != http.StatusGatewayTimeout {
+		h["X-Should-Retry"] = []string{"false"}
+	}
+	ct, body := provider.ErrorBody(shape, code, status, msg, passing)
+	h.Set("Content-Type", ct)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Cache-Control", "no-store")
+	h.Set(errorField, code)
+	x.status = status
+	x.wrote = time.Now()
+	x.w.WriteHeader(status)
+	if x.r.Method != http.MethodHead {
+		x.w.Write(body)
+	}
+}
+
+// fail notes why the exchange did not go as asked.
+func (x *exchange) fail(code string, err error) {
+	x.code, x.err = code, err
+}
+
+// finish records the exchange: metrics, one log line, an audit entry where
+// something was denied. A panic passes through it, recorded.
+func (x *exchange) finish() {
+	p := recover()
+	if p != nil && p != http.ErrAbortHandler {
+		x.code = "panic"
+	}
+	end := time.Now()
+	x.measure(end)
+	x.log(end)
+	if denied[x.code] {
+		x.s.denials.add(x.code, x.name(), x.r.RemoteAddr)
+	}
+	if p != nil {
+		if p != http.ErrAbortHandler {
+			// The value may hold anything: it is logged through the scrubber, and goes no further.
+			x.s.Logger.Error("panic in an exchange", "panic", p, "provider", x.name())
+		}
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (x *exchange) name() string {
+	if x.t == nil {
+		return ""
+	}
+	return x.t.Name
+}
+
+func (x *exchange) measure(end time.Time) {
+	if x.t == nil {
+		x.s.Metrics.unmatched.WithLabelValues(x.via, x.codeOr("tunnelled")).Inc()
+		return
+	}
+	x.t.metrics.request(x.via, x.status, x.codeOr("ok"))
+	if !x.sent.IsZero() && !x.answered.IsZero() && !x.wrote.IsZero() {
+		x.t.metrics.overhead.Observe((x.sent.Sub(x.start) + x.wrote.Sub(x.answered)).Seconds())
+		x.t.metrics.upstream.Observe(x.answered.Sub(x.sent).Seconds())
+	}
+	x.t.metrics.duration.Observe(end.Sub(x.start).Seconds())
+}
+
+func (x *exchange) codeOr(ok string) string {
+	if x.code == "" {
+		return ok
+	}
+	return x.code
+}
+
+// log writes the one line. It never holds a path's query, a header or a body.
+func (x *exchange) log(end time.Time) {
+	level := slog.LevelInfo
+	if x.err != nil || x.status >= 500 && x.code != "" {
+		level = slog.LevelWarn
+	}
+	ctx := context.Background()
+	if !x.s.Logger.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("via", x.via), slog.String("provider", x.name()), slog.String("method", x.r.Method),
+		slog.Int("status", x.status), slog.Duration("took", end.Sub(x.start)))
+	if x.version > 0 {
+		attrs = append(attrs, slog.Int("key_version", x.version))
+	}
+	if x.retried {
+		attrs = append(attrs, slog.Bool("retried", true))
+	}
+	if x.masked > 0 {
+		attrs = append(attrs, slog.Int("masked", x.masked))
+	}
+	if x.code != "" {
+		attrs = append(attrs, slog.String("code", x.code))
+	}
+	if x.err != nil {
+		attrs = append(attrs, slog.String("error", x.err.Error()))
+	}
+	x.s.Logger.LogAttrs(ctx, level, "request", attrs...)
+}
+
+// recordConnect records a refused CONNECT.
+func (s *Server) recordConnect(r *http.Request, _ string, code string) {
+	s.Metrics.unmatched.WithLabelValues(viaConnect, code).Inc()
+	s.Logger.LogAttrs(r.Context(), slog.LevelInfo, "request",
+		slog.String("via", viaConnect), slog.String("method", http.MethodConnect), slog.String("code", code))
+	if denied[code] {
+		s.denials.add(code, "", r.RemoteAddr)
+	}
+}

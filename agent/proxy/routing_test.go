@@ -1,0 +1,132 @@
+package proxy
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+func TestAuthority(t *testing.T) {
+	for in, want := range map[string]string{
+		"api.openai.com":      "api.openai.com 443",
+		"API.OpenAI.com:443":  "api.openai.com 443",
+		"localhost:8443":      "localhost 8443",
+		"127.0.0.1:1":         "127.0.0.1 1",
+		"[::1]:8443":          "::1 8443",
+		"xn--bcher-kva.test":  "xn--bcher-kva.test 443",
+		"a_b.test":            "a_b.test 443",
+		"1password.com":       "1password.com 443",
+		"bedrock.us-east-1.x": "bedrock.us-east-1.x 443",
+	} {
+		host, port, err := authority(in, "443")
+		if got := host + " " + port; err != nil || got != want {
+			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for _, in := range []string{
+		"", ":443", "a:", "a:0", "a:65536", "a:+1", "a:0443", "a:443x", "a:4 3", "api.openai.com.", ".a", "a..b", "-a.test", "a-.test",
+		"user@api.openai.com", "api.openai.com@evil.test", "api.openai.com:443@evil.test", "a/b", "a?b", "a#b", "a\\b", "a\x00.test", "a b", "a%2eb",
+		"bücher.test", "ａpi.openai.com", "2130706433", "0x7f000001", "0x7f.1", "127.1", "127.0.0.01", "0177.0.0.1", "127.0.0.1.", "256.1.1.1",
+		"[::1", "::1", "[::1%lo]", "[::ffff:127.0.0.1]", "[127.0.0.1]", "[]", strings.Repeat("a", 64) + ".test", strings.Repeat("a.", 130) + "a",
+	} {
+		if host, port, err := authority(in, "443"); err == nil {
+			t.Errorf("%q passed as %q %q", in, host, port)
+		}
+	}
+}
+
+func TestCleanPath(t *testing.T) {
+	for _, p := range []string{
+		"/", "/v1/models", "/v1/models/", "/v1/models/ft:gpt-4o:org::id", "/v1/models/org%2Fname", "/v1/.well-known", "/a..b/c", "/...", "/v1beta/models/gemini:generateContent", "/%20", "/a%25b",
+	} {
+		if err := cleanPath(p); err != nil {
+			t.Errorf("%q: %v", p, err)
+		}
+	}
+	for _, p := range []string{
+		"", "v1", "*", "/..", "/../v1", "/v1/../admin", "/v1/./a", "/.", "/v1/%2e%2e/admin", "/v1/%2E./a", "/v1/.%2e", "/%2e", "/v1%2f..%2fadmin", "/v1/..%2fadmin",
+		"//v1", "/v1//models", "/v1\\..\\a", "/v1%5c..%5ca", "/a%00b", "/a%0d%0ab", "/a%7f", "/%zz", "/%",
+	} {
+		if cleanPath(p) == nil {
+			t.Errorf("%q passed", p)
+		}
+	}
+}
+
+func FuzzCleanPath(f *testing.F) {
+	for _, s := range []string{"/v1/models", "/v1/%2e%2e/admin", "/a%2f..%2fb", "/\\", "/%5c"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, p string) {
+		if cleanPath(p) != nil {
+			return
+		}
+		plain, err := url.PathUnescape(p)
+		if err != nil {
+			t.Fatalf("%q passed", p)
+		}
+		for _, sep := range []string{"/", "\\"} {
+			for _, seg := range strings.Split(plain, sep) {
+				if seg == "." || seg == ".." {
+					t.Fatalf("%q passed with a dot segment", p)
+				}
+			}
+		}
+	})
+}
+
+func FuzzAuthority(f *testing.F) {
+	for _, s := range []string{"api.openai.com:443", "[::1]:1", "a@b", "2130706433", "a.:1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		host, port, err := authority(in, "443")
+		if err != nil {
+			return
+		}
+		// What passes means the same to net/url, and is its own canonical form.
+		u, err := url.Parse("https://" + in + "/")
+		if err != nil || !strings.EqualFold(u.Hostname(), host) && host != "::1" && !strings.Contains(host, ":") || u.User != nil {
+			t.Fatalf("%q passed as %q; net/url: %v, %v", in, host, u, err)
+		}
+		h2, p2, err := authority(hostHeader("x", host, port), "443")
+		if err != nil || h2 != host || p2 != port {
+			t.Fatalf("%q → %q %q → %q %q, %v", in, host, port, h2, p2, err)
+		}
+	})
+}
+
+func TestStripQuery(t *testing.T) {
+	names := []string{"key"}
+	for in, want := range map[string]string{
+		"":                      "",
+		"key=AIza":              "",
+		"alt=sse&key=AIza":      "alt=sse",
+		"key=a&alt=sse&key=b":   "alt=sse",
+		"Key=a&KEY=b&x=1":       "x=1",
+		"%6bey=a&x=%20+%2B":     "x=%20+%2B",
+		"k%65y&x":               "x",
+		"monkey=1&keys=2":       "monkey=1&keys=2",
+		"x=%zz&a=b;c":           "x=%zz&a=b;c",
+		"pageToken=key%3Dvalue": "pageToken=key%3Dvalue",
+	} {
+		if got := stripQuery(in, names); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+// Connection names what to strip before the key is attached, never after
+// (golang/go#50580); credentials go in every spelling.
+func TestStripRequest(t *testing.T) {
+	h := http.Header{
+		"Connection": {"keep-alive, X-Custom", "Authorization"}, "X-Custom": {"1"}, "Authorization": {"Bearer a", "Bearer b"},
+		"X-Api-Key": {"a"}, "X_api_key": {"b"}, "X_API_KEY": {"c"}, "Api-Key": {"d"}, "Proxy-Authorization": {"e"}, "X-Forwarded-For": {"f"},
+		"Te": {"trailers"}, "Upgrade": {"h2c"}, "Http2-Settings": {"x"}, "Expect": {"100-continue"}, "Content-Type": {"application/json"}, "Cookie": {"a=b"},
+	}
+	stripRequest(h, stripSet([]string{"Authorization", "X-Api-Key", "Api-Key", "Proxy-Authorization"}))
+	if len(h) != 2 || h.Get("Content-Type") == "" || h.Get("Cookie") == "" {
+		t.Errorf("left: %v", h)
+	}
+}

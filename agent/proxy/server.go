@@ -1,0 +1,255 @@
+// Package proxy is the data path: one localhost port that takes routes
+// (/openai/…), absolute-form requests and CONNECT, and sends what matches a
+// configured provider to it with the key attached.
+//
+//	server → match → decide → pick → attach → round trip → stream → record
+//
+// It never touches the store: everything it needs is in memory.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/elazarl/goproxy"
+
+	"github.com/postern-proxy/postern/agent/audit"
+	"github.com/postern-proxy/postern/agent/redact"
+)
+
+// Limits on what a client may hold.
+const (
+	headTimeout  = 10 * time.Second
+	idleTimeout  = 2 * time.Minute
+	maxHeadBytes = 64 << 10
+	maxConns     = 16384
+	// tunnelIdle ends a tunnel on which nothing moved, in either direction, for this long.
+	tunnelIdle = 30 * time.Minute
+)
+
+// Options are what the data path needs. All but Why and Audit are required.
+type Options struct {
+	Known *redact.Set
+	// Leaf gives the certificate for a configured CONNECT host.
+	Leaf    func(host string) (*tls.Certificate, error)
+	Metrics *Metrics
+	Logger  *slog.Logger
+	// Audit receives what was denied; nil drops it.
+	Audit audit.Sink
+	// Environment and ProxyID stand in each audit entry.
+	Environment, ProxyID string
+	// Why says, for a key with no usable version, the reason and whether it will pass by itself.
+	Why func(key string) (reason string, passing bool)
+}
+
+// Server is the agent's data path. Its Routing can be swapped while it serves.
+type Server struct {
+	Options
+	known   *redact.Set
+	why     func(string) (string, bool)
+	routing atomic.Pointer[Routing]
+	bodies  budget
+	conns   registry
+	denials *denials
+
+	outer   *http.Server // the listener: routes, absolute-form, CONNECT
+	inner   *http.Server // decrypted tunnels
+	tunnels *handoff
+	front   *goproxy.ProxyHttpServer
+	self    atomic.Pointer[string] // the listener's own literal address; "" where Host is not checked
+}
+
+// New makes a server; it serves nothing until Swap and Serve were called.
+func New(o Options) *Server {
+	s := &Server{Options: o, known: o.Known, why: o.Why, tunnels: newHandoff()}
+	s.denials = newDenials(o)
+	s.routing.Store(&Routing{})
+	errs := slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug)
+	s.outer = &http.Server{
+		Handler: http.HandlerFunc(s.serveOuter), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs,
+	}
+	s.inner = &http.Server{
+		Handler: http.HandlerFunc(s.serveInner), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: pinContext,
+		Protocols: http1Only(),
+	}
+	s.front = s.newFront()
+	return s
+}
+
+func http1Only() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	return p
+}
+
+// Swap installs a new generation's table. Requests under way end on the one they began with.
+func (s *Server) Swap(rt *Routing) {
+	for _, t := range rt.routes {
+		t.metrics = s.Metrics.target(t.Name)
+	}
+	s.routing.Store(rt)
+}
+
+// Serve accepts on ln until Shutdown. uids, where ln is a Unix socket, are the
+// users that may connect.
+func (s *Server) Serve(ln net.Listener, uids []int) error {
+	self := ""
+	if a, ok := ln.Addr().(*net.TCPAddr); ok && !a.IP.IsUnspecified() {
+		self = a.String()
+	} else if ok {
+		self = "*" // bound to every address: each connection's own local address counts
+	}
+	s.self.Store(&self)
+	go s.inner.Serve(s.tunnels)
+	err := s.outer.Serve(&listener{Listener: ln, s: s, uids: uids})
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown stops accepting, lets requests under way end until ctx does, then
+// closes what is left, tunnels and upgraded connections included.
+func (s *Server) Shutdown(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	wg.Go(func() { errs[0] = s.outer.Shutdown(ctx) })
+	wg.Go(func() { errs[1] = s.inner.Shutdown(ctx) })
+	wg.Wait()
+	s.conns.drain(ctx)
+	s.outer.Close()
+	s.inner.Close()
+	s.conns.closeAll()
+	s.denials.stop()
+	return errors.Join(errs...)
+}
+
+// serveOuter takes what arrives on the listener itself.
+func (s *Server) serveOuter(w http.ResponseWriter, r *http.Request) {
+	rt := s.routing.Load()
+	if r.Method == http.MethodConnect {
+		s.front.ServeHTTP(bufferedHijacker{w}, r)
+		return
+	}
+	x := s.begin(rt, w, r, viaRoute)
+	defer x.finish()
+	if r.URL.Host != "" {
+		x.absolute()
+		return
+	}
+	if !x.fromProgram() {
+		return
+	}
+	path := rawPath(r)
+	t, rest := rt.byRoute(path)
+	if t == nil {
+		x.refuse(http.StatusNotFound, codeNoRoute,
+			"no provider is configured for this path; routes are /<name>/…, as in /openai/v1/models, for the names under providers", nil)
+		return
+	}
+	x.t = t
+	if rest == "" {
+		rest = "/"
+	}
+	x.serve(rest)
+}
+
+// absolute takes a request whose target is a whole URL, as proxies get it.
+func (x *exchange) absolute() {
+	x.via = viaAbsolute
+	r := x.r
+	if !x.crossSite() {
+		return
+	}
+	port := map[string]string{"http": "80", "https": "443"}[r.URL.Scheme]
+	host, port, err := authority(r.URL.Host, port)
+	if err != nil || r.URL.User != nil {
+		x.refuse(http.StatusBadRequest, codeBadHost, errAuthority.Error(), nil)
+		return
+	}
+	x.t = x.rt.byHost(host, port)
+	if x.t == nil && r.URL.Scheme == "http" && r.URL.Port() == "" {
+		// A provider asked for over plain HTTP is reached over TLS all the same (I1).
+		x.t = x.rt.byHost(host, "443")
+		port = "443"
+	}
+	if x.t == nil {
+		x.foreign(host, port)
+		return
+	}
+	x.pin(host, port)
+	x.serve(rawPath(r))
+}
+
+// pin makes the request's URL say where it goes: the matched host, over TLS
+// unless the provider is one that allows plain HTTP on loopback.
+func (x *exchange) pin(host, port string) {
+	scheme := "https"
+	for _, e := range x.t.Provider.Endpoints() {
+		if e.Host == host && e.Port == port && e.Plaintext {
+			scheme = "http"
+		}
+	}
+	x.r.URL.Scheme = scheme
+	x.r.URL.Host = hostHeader(scheme, host, port)
+}
+
+// hostHeader is the Host field's form: no port where it is the scheme's own.
+func hostHeader(scheme, host, port string) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if scheme == "https" && port == "443" || scheme == "http" && port == "80" {
+		return host
+	}
+	return host + ":" + port
+}
+
+// serveInner takes a request out of a decrypted tunnel. The host was pinned by
+// CONNECT; the target is looked up afresh, so that a reload or a revocation
+// counts from the next request on.
+func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
+	x := s.begin(s.routing.Load(), w, r, viaConnect)
+	defer x.finish()
+	p := r.Context().Value(pinKey{}).(*pinned)
+	name := r.Host
+	if r.URL.Host != "" && r.URL.Scheme != "https" {
+		name = ""
+	}
+	host, port, err := authority(name, p.port)
+	if err != nil || host != p.host || port != p.port {
+		x.refuse(http.StatusMisdirectedRequest, codeMisdirected,
+			"the request names another host than the tunnel it came through", nil)
+		return
+	}
+	if x.t = x.rt.byHost(host, port); x.t == nil {
+		x.refuse(http.StatusMisdirectedRequest, codeMisdirected, "the host is no longer configured; open a new tunnel", nil)
+		return
+	}
+	x.pin(host, port)
+	x.serve(rawPath(r))
+}
+
+// rawPath is the request target's path as the client escaped it.
+func rawPath(r *http.Request) string {
+	p := r.URL.EscapedPath()
+	if p == "" {
+		return "/"
+	}
+	return p
+}
+
+// begin opens the exchange.
+func (s *Server) begin(rt *Routing, w http.ResponseWriter, r *http.Request, via string) *exchange {
+	return &exchange{s: s, rt: rt, w: w, r: r, via: via, start: time.Now()}
+}

@@ -1,0 +1,236 @@
+// Package upstream is the only way out: every connection the agent opens to a
+// provider, to a tunnel's target or to a corporate proxy is dialled here, so
+// the address guard, TLS verification and the egress proxy cannot be passed by.
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+)
+
+// How long one step of reaching an upstream may take.
+const (
+	connectTimeout   = 10 * time.Second
+	handshakeTimeout = 10 * time.Second
+	keepAlive        = 30 * time.Second
+	// firstByteTimeout is long: a model may think for minutes before it answers.
+	firstByteTimeout = 15 * time.Minute
+	idleTimeout      = 90 * time.Second
+	// idlePerHost lets as many connections wait as a busy pod has requests at
+	// once; net/http's default of 2 makes nearly every request a new handshake.
+	idlePerHost = 512
+	maxHeader   = 256 << 10
+)
+
+// Options configure a Dialer. The zero value dials directly, trusting the system's roots.
+type Options struct {
+	// EgressProxy is a corporate CONNECT proxy (http or https; user and
+	// password in the URL become Proxy-Authorization), or nil.
+	EgressProxy *url.URL
+	// NoProxy lists what is reached directly, in the syntax of NO_PROXY.
+	NoProxy string
+	// Roots are PEM certificates trusted beside the system's, for providers and for an https egress proxy.
+	Roots []byte
+	// Own reports the agent's own listeners, which are never dialled. Nil means none.
+	Own func(netip.AddrPort) bool
+}
+
+// Dialer opens outward connections. It is safe for concurrent use.
+type Dialer struct {
+	net   net.Dialer
+	proxy func(*url.URL) (*url.URL, error) // nil: always direct
+	roots *x509.CertPool                   // nil: the system's
+	extra []byte
+}
+
+// New checks the options and makes a Dialer.
+func New(o Options) (*Dialer, error) {
+	d := &Dialer{extra: o.Roots}
+	d.net = net.Dialer{
+		Timeout:   connectTimeout,
+		KeepAlive: keepAlive,
+		Control: func(_, address string, _ syscall.RawConn) error {
+			return checkAddress(address, o.Own)
+		},
+	}
+	var err error
+	if d.roots, err = pool(o.Roots); err != nil {
+		return nil, fmt.Errorf("egress.ca_file: %w", err)
+	}
+	if o.EgressProxy == nil {
+		return d, nil
+	}
+	if s := o.EgressProxy.Scheme; s != "http" && s != "https" {
+		return nil, fmt.Errorf("egress.proxy: scheme %q is not supported; write http://host:port or https://host:port", s)
+	}
+	if o.EgressProxy.Hostname() == "" {
+		return nil, errors.New("egress.proxy: names no host; write http://host:port")
+	}
+	conf := httpproxy.Config{HTTPProxy: o.EgressProxy.String(), HTTPSProxy: o.EgressProxy.String(), NoProxy: o.NoProxy}
+	d.proxy = conf.ProxyFunc()
+	return d, nil
+}
+
+// pool is the system's roots and the given ones; nil where nothing is given.
+func pool(pems ...[]byte) (*x509.CertPool, error) {
+	var given bool
+	for _, p := range pems {
+		given = given || len(p) > 0
+	}
+	if !given {
+		return nil, nil
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	for _, p := range pems {
+		if len(p) > 0 && !roots.AppendCertsFromPEM(p) {
+			return nil, errors.New("holds no PEM certificate")
+		}
+	}
+	return roots, nil
+}
+
+// Dial connects to host:port, through the egress proxy where one applies. The
+// connection carries whatever the caller speaks: TLS is the caller's (see Transport).
+func (d *Dialer) Dial(ctx context.Context, hostport string) (net.Conn, error) {
+	proxy, err := d.proxyFor(hostport)
+	if err != nil {
+		return nil, explain(hostport, err)
+	}
+	if proxy == nil {
+		conn, err := d.net.DialContext(ctx, "tcp", hostport)
+		if err != nil {
+			return nil, explain(hostport, err)
+		}
+		return conn, nil
+	}
+	conn, err := d.dialProxy(ctx, proxy)
+	if err != nil {
+		return nil, explainProxy(proxy.Host, err)
+	}
+	if err := connectThrough(ctx, conn, proxy, hostport); err != nil {
+		conn.Close()
+		return nil, explainProxy(proxy.Host, err)
+	}
+	return conn, nil
+}
+
+func (d *Dialer) proxyFor(hostport string) (*url.URL, error) {
+	if d.proxy == nil {
+		return nil, nil
+	}
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return nil, err
+	}
+	// A literal address is checked here, because behind a proxy no socket of ours will ever be opened to it.
+	if ip, err := netip.ParseAddr(host); err == nil && forbidden(ip) {
+		return nil, errGuard
+	}
+	return d.proxy(&url.URL{Scheme: "https", Host: hostport})
+}
+
+func (d *Dialer) dialProxy(ctx context.Context, proxy *url.URL) (net.Conn, error) {
+	port := proxy.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[proxy.Scheme]
+	}
+	conn, err := d.net.DialContext(ctx, "tcp", net.JoinHostPort(proxy.Hostname(), port))
+	if err != nil || proxy.Scheme == "http" {
+		return conn, err
+	}
+	tc := tls.Client(conn, &tls.Config{ServerName: proxy.Hostname(), RootCAs: d.roots, MinVersion: tls.VersionTLS12})
+	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := tc.HandshakeContext(hctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return tc, nil
+}
+
+// connectThrough asks an HTTP proxy for a tunnel (RFC 9110 section 9.3.6).
+func connectThrough(ctx context.Context, conn net.Conn, proxy *url.URL, hostport string) error {
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn.SetDeadline(time.Now().Add(connectTimeout))
+	req := "CONNECT " + hostport + " HTTP/1.1\r\nHost: " + hostport + "\r\n"
+	if u := proxy.User; u != nil {
+		pass, _ := u.Password()
+		req += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+pass)) + "\r\n"
+	}
+	if _, err := conn.Write([]byte(req + "\r\n")); err != nil {
+		return err
+	}
+	br := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return fmt.Errorf("no valid answer to CONNECT: %w", err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return proxyStatus(resp.StatusCode)
+	}
+	if br.Buffered() > 0 {
+		return errors.New("bytes came before the tunnel was used")
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return conn.SetDeadline(time.Time{})
+}
+
+// TransportOptions say how one provider is spoken to.
+type TransportOptions struct {
+	CAFile []byte // PEM roots beside the system's and Options.Roots
+	HTTP2  bool
+}
+
+// Transport makes the provider's connection pool. TLS is always verified
+// against the name that is dialled; redirects are nobody's business here, since
+// RoundTrip follows none; nothing is read from the environment.
+func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
+	roots := d.roots
+	if len(o.CAFile) > 0 {
+		var err error
+		if roots, err = pool(d.extra, o.CAFile); err != nil {
+			return nil, fmt.Errorf("ca_file: %w", err)
+		}
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(o.HTTP2)
+	return &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return d.Dial(ctx, addr) },
+		TLSClientConfig: &tls.Config{
+			RootCAs:            roots,
+			MinVersion:         tls.VersionTLS12,
+			ClientSessionCache: tls.NewLRUClientSessionCache(64),
+		},
+		TLSHandshakeTimeout:    handshakeTimeout,
+		ResponseHeaderTimeout:  firstByteTimeout,
+		IdleConnTimeout:        idleTimeout,
+		MaxIdleConns:           0,
+		MaxIdleConnsPerHost:    idlePerHost,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+		Protocols:              protocols,
+		ReadBufferSize:         16 << 10,
+		WriteBufferSize:        8 << 10,
+	}, nil
+}
