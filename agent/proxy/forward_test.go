@@ -221,7 +221,12 @@ func TestAbsoluteForm(t *testing.T) {
 
 // I13: what net/http would read leniently never reaches it, on any connection.
 func TestAmbiguousFramingIsRefused(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
+		if b, err := io.ReadAll(r.Body); err == nil {
+			t.Errorf("the upstream saw a whole request with the body %q", b)
+		}
+		panic(http.ErrAbortHandler)
+	})
 	for name, text := range map[string]string{
 		"both framings":   "POST /openai/v1/x HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"bare LF":         "GET /openai/v1/x HTTP/1.1\nHost: HOST\n\n",
@@ -247,11 +252,6 @@ func TestAmbiguousFramingIsRefused(t *testing.T) {
 			if _, err := br.ReadByte(); resp.StatusCode != 400 || err == nil {
 				t.Errorf("%s, in a tunnel %t: %s, closed: %t", name, inside, resp.Status, err != nil)
 			}
-		}
-	}
-	for _, r := range w.requests() {
-		if b, _ := io.ReadAll(r.Body); len(b) > 0 {
-			t.Errorf("a body was forwarded: %q", b)
 		}
 	}
 }

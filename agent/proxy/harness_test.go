@@ -260,6 +260,7 @@ func (w *world) tunnel() *tls.Conn {
 	if err := tc.Handshake(); err != nil {
 		w.t.Fatal(err)
 	}
+	c.SetDeadline(time.Time{})
 	return tc
 }
 

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-
-	"github.com/postern-proxy/postern/agent/provider/spec"
 )
 
 // paths are the ways by which a client reaches the upstream.
@@ -126,7 +124,7 @@ func (z *zeros) Read(p []byte) (int, error) {
 
 // Uploads stream: what passes is far more than what the process holds.
 func TestUploadInConstantMemory(t *testing.T) {
-	const size = 256 << 20
+	const size = 128 << 20
 	w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
 		h := sha256.New()
 		n, err := io.Copy(h, r.Body)
@@ -262,15 +260,19 @@ func TestHeadAndTrailers(t *testing.T) {
 
 // A panic in an exchange ends that connection only, and is recorded.
 func TestPanicIsContained(t *testing.T) {
-	w := newWorld(t, nil, withSpec(func(s *spec.Spec) {}))
-	rt := w.s.routing.Load()
-	target := rt.routes["openai"]
-	good := target.Transport
-	target.Transport = panicking{}
+	w := newWorld(t, nil)
+	good := w.s.routing.Load()
+	bad := *good.routes["openai"]
+	bad.Transport = panicking{}
+	rt, err := NewRouting([]*Target{&bad})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.s.Swap(rt)
 	if _, err := w.client().Get(w.url("/openai/v1/models")); err == nil {
 		t.Error("a panic became an answer")
 	}
-	target.Transport = good
+	w.s.routing.Store(good)
 	resp, err := w.client().Get(w.url("/openai/v1/models"))
 	if err != nil {
 		t.Fatal(err)
