@@ -215,6 +215,9 @@ func judgeTail(data []byte, whole bool) (t tail, more bool, err error) {
 // lastEntry finds the last line that is an entry; -1 if there is none.
 func lastEntry(lines [][]byte) (*Entry, int) {
 	for i := len(lines) - 1; i >= 0; i-- {
+		if !bytes.HasPrefix(lines[i], []byte(lineStart)) {
+			continue // spares reading all of a file that is not ours as JSON
+		}
 		if e, err := ParseEntry(lines[i]); err == nil {
 			return &e, i
 		}

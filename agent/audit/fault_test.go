@@ -308,7 +308,9 @@ func TestFileThroughKills(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := out.Read(make([]byte, 1)); err != nil { // it has begun
+		said := make([]byte, 64<<10)
+		n, err := out.Read(said) // it has begun
+		if err != nil {
 			t.Fatal(err)
 		}
 		if round == 0 {
@@ -316,11 +318,10 @@ func TestFileThroughKills(t *testing.T) {
 				t.Errorf("while another process writes: %v", err)
 			}
 		}
-		rest := make([]byte, 64<<10)
-		n, _ := out.Read(rest)
+		more, _ := out.Read(said[n:])
 		cmd.Process.Kill()
 		cmd.Wait()
-		for _, l := range strings.SplitAfter(string(rest[:n]), "\n") {
+		for _, l := range strings.SplitAfter(string(said[:n+more]), "\n") {
 			if h, err := ParseHead(l); err == nil && strings.HasSuffix(l, "\n") {
 				confirmed = append(confirmed, h)
 			}

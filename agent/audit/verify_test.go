@@ -322,6 +322,18 @@ func TestShow(t *testing.T) {
 	}
 }
 
+func BenchmarkVerify(b *testing.B) {
+	ls, _ := lines("b", 1000)
+	log := strings.Join(ls, "")
+	b.SetBytes(int64(len(log)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if r, err := Verify(strings.NewReader(log)); err != nil || !r.OK() {
+			b.Fatal(err)
+		}
+	}
+}
+
 // FuzzVerify changes a good log at one place, as it likes. With the anchor of
 // its end, a log passes only if it still holds exactly the same entries.
 func FuzzVerify(f *testing.F) {

@@ -110,10 +110,19 @@ type pinned struct {
 	host, port string
 }
 
-type pinKey struct{}
+type connKey struct{}
 
-func pinContext(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, pinKey{}, c.(*pinned))
+// connContext lets a request find its connection.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// framing is what was wrong with what the client sent on its connection, or nil.
+func (x *exchange) framing() error {
+	if c, ok := x.r.Context().Value(connKey{}).(interface{ Failed() error }); ok {
+		return c.Failed()
+	}
+	return nil
 }
 
 // handoff is a listener that yields connections put into it.

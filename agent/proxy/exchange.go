@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/postern-proxy/postern/agent/keyring"
-	"github.com/postern-proxy/postern/agent/proxy/h1"
 	"github.com/postern-proxy/postern/agent/redact"
 	"github.com/postern-proxy/postern/agent/upstream"
 )
@@ -293,20 +292,20 @@ func (x *exchange) copyBody(resp *http.Response, st *redact.Stream) error {
 
 // unreachable answers when no answer came.
 func (x *exchange) unreachable(out *http.Request, err error) {
-	var attach errAttach
-	var framing h1.Error
-	switch {
-	case errors.As(err, &framing):
+	if bad := x.framing(); bad != nil {
 		x.w.Header().Set("Connection", "close")
-		x.refuse(http.StatusBadRequest, codeFraming, framing.Error(), nil)
+		x.refuse(http.StatusBadRequest, codeFraming, bad.Error(), nil)
 		return
+	}
+	var attach errAttach
+	switch {
 	case errors.As(err, &attach):
 		x.err = err
 		x.refuse(http.StatusServiceUnavailable, codeNoKey, "the key "+x.t.Key.Name()+" cannot be attached: "+attach.Error(), nil)
 		return
 	case errors.Is(err, context.Canceled) && x.r.Context().Err() != nil:
 		x.fail(codeClientGone, nil)
-		return
+		panic(http.ErrAbortHandler) // an empty 200 would be a lie
 	}
 	hostport := out.URL.Host
 	if out.URL.Port() == "" {

@@ -57,6 +57,9 @@ func (c guarded) Read(p []byte) (int, error) { return c.in.Read(p) }
 // Opaque says that the client speaks another protocol from here on.
 func (c guarded) Opaque() { c.in.Opaque() }
 
+// Failed is what was wrong with the framing of what the client sent, or nil.
+func (c guarded) Failed() error { return c.in.Failed() }
+
 // opaque tells a hijacked connection that its client speaks no HTTP any more.
 func opaque(c net.Conn) {
 	if g, ok := c.(interface{ Opaque() }); ok {

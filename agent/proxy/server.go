@@ -75,11 +75,11 @@ func New(o Options) *Server {
 	errs := slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug)
 	s.outer = &http.Server{
 		Handler: http.HandlerFunc(s.serveOuter), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs,
+		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: connContext,
 	}
 	s.inner = &http.Server{
 		Handler: http.HandlerFunc(s.serveInner), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: pinContext,
+		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: connContext,
 		Protocols: http1Only(),
 	}
 	s.front = s.newFront()
@@ -221,7 +221,7 @@ func hostHeader(scheme, host, port string) string {
 func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
 	x := s.begin(s.routing.Load(), w, r, viaConnect)
 	defer x.finish()
-	p := r.Context().Value(pinKey{}).(*pinned)
+	p := r.Context().Value(connKey{}).(*pinned)
 	name := r.Host
 	if r.URL.Host != "" && r.URL.Scheme != "https" {
 		name = ""

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"sync/atomic"
 )
@@ -13,7 +14,8 @@ import (
 type Guard struct {
 	src io.Reader
 
-	opaque atomic.Bool // what follows is no HTTP any more
+	opaque atomic.Bool           // what follows is no HTTP any more
+	bad    atomic.Pointer[Error] // what Failed returns
 	state  state
 	pass   int64  // bytes of the body, or of a chunk, that may still pass
 	held   []byte // came, but not yet valid: part of a head, a chunk size or a trailer
@@ -38,6 +40,25 @@ func NewGuard(src io.Reader) *Guard { return &Guard{src: src} }
 
 // Opaque says that the connection has changed its protocol: from now on every byte passes.
 func (g *Guard) Opaque() { g.opaque.Store(true) }
+
+// Failed is the Error that the stream ended with, or nil. It may be called
+// while another goroutine reads.
+func (g *Guard) Failed() error {
+	if e := g.bad.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// fail keeps the first of what a read and a scan had to say; a scan counts for more.
+func (g *Guard) fail(read, scan error) {
+	g.err = read
+	var e Error
+	if errors.As(scan, &e) {
+		g.err = e
+		g.bad.Store(&e)
+	}
+}
 
 // Read implements io.Reader. After an Error every further Read returns it.
 func (g *Guard) Read(p []byte) (int, error) {
@@ -70,9 +91,7 @@ func (g *Guard) Read(p []byte) (int, error) {
 		if k < n {
 			g.held = append(g.held[:0:0], p[k:n]...)
 		}
-		if g.err = err; bad != nil {
-			g.err = bad
-		}
+		g.fail(err, bad)
 		if k > 0 {
 			return k, nil
 		}
@@ -91,9 +110,7 @@ func (g *Guard) more() {
 	if len(g.held) == 0 {
 		g.held = nil
 	}
-	if g.err = err; bad != nil {
-		g.err = bad
-	}
+	g.fail(err, bad)
 }
 
 // scan returns how many bytes of b may pass, and moves the state over them.
