@@ -32,6 +32,8 @@ type exchange struct {
 	r   *http.Request
 	via string
 
+	body *body // of the request to the provider; nil where there is none
+
 	start    time.Time
 	sent     time.Time // when the request was handed to the upstream connection
 	answered time.Time // when the answer's head had come
@@ -64,11 +66,11 @@ func (x *exchange) serve(rest string) {
 	}
 	defer func() { lease.Release() }()
 
-	body := x.capture(out)
-	defer body.release()
+	x.body = x.wrapBody(out)
+	defer func() { x.body.detach(x) }()
 	resp, err := x.send(out, lease)
 	if err == nil && x.suspect(resp.StatusCode) {
-		resp, lease, err = x.retry(out, body, resp, lease)
+		resp, lease, err = x.retry(out, resp, lease)
 	}
 	if err != nil {
 		x.unreachable(out, err)
@@ -158,7 +160,7 @@ func (x *exchange) suspect(status int) bool {
 // retry sends the request once more with another usable version, if there is
 // one and the body can be replayed. It returns the answer to pass on and the
 // lease that goes with it; the other lease is released.
-func (x *exchange) retry(out *http.Request, body *capture, first *http.Response, lease keyring.Lease) (*http.Response, keyring.Lease, error) {
+func (x *exchange) retry(out *http.Request, first *http.Response, lease keyring.Lease) (*http.Response, keyring.Lease, error) {
 	other, ok := x.t.Key.Other(lease.Version().ID())
 	if !ok {
 		return first, lease, nil
@@ -167,16 +169,13 @@ func (x *exchange) retry(out *http.Request, body *capture, first *http.Response,
 	again.Header = out.Header.Clone()
 	u := *out.URL
 	again.URL = &u
-	switch {
-	case out.Body == nil:
-	case body == nil:
-		other.Release()
-		return first, lease, nil
-	default:
-		if again.Body, ok = body.replay(); !ok {
+	if x.body != nil {
+		replay := x.body.replay()
+		if replay == nil {
 			other.Release()
 			return first, lease, nil
 		}
+		x.body, again.Body = replay, replay
 	}
 	first.Body.Close()
 	x.retried = true

@@ -19,7 +19,7 @@ func TestConnectAttaches(t *testing.T) {
 	c := w.tunnel()
 	for i := range 3 {
 		resp := w.raw(c, "GET /v1/models HTTP/1.1\r\nHost: "+w.upHost+"\r\nAuthorization: Bearer attached-by-postern\r\n\r\n")
-		if body(t, resp); resp.StatusCode != 200 {
+		if readAll(t, resp); resp.StatusCode != 200 {
 			t.Fatalf("request %d: %s", i, resp.Status)
 		}
 	}
@@ -33,7 +33,7 @@ func TestConnectAttaches(t *testing.T) {
 // The default prefix belongs to routes: in a tunnel the client's path is the provider's.
 func TestConnectLeavesThePathAlone(t *testing.T) {
 	w := newWorld(t, nil)
-	body(t, w.raw(w.tunnel(), "GET /dashboard/billing?a=b HTTP/1.1\r\nHost: "+w.upHost+"\r\n\r\n"))
+	readAll(t, w.raw(w.tunnel(), "GET /dashboard/billing?a=b HTTP/1.1\r\nHost: "+w.upHost+"\r\n\r\n"))
 	if r := w.only(); r.URL.Path != "/dashboard/billing" || r.URL.RawQuery != "a=b" {
 		t.Errorf("%s?%s", r.URL.Path, r.URL.RawQuery)
 	}
@@ -56,7 +56,7 @@ func TestConnectPinsTheHost(t *testing.T) {
 		"GET /v1/models HTTP/1.1\r\nHost: user@" + w.upHost + "\r\n",
 	} {
 		resp := w.raw(w.tunnel(), head+"\r\n")
-		body(t, resp)
+		readAll(t, resp)
 		if resp.StatusCode != http.StatusMisdirectedRequest && resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("%q: %s", head, resp.Status)
 		}
@@ -66,7 +66,7 @@ func TestConnectPinsTheHost(t *testing.T) {
 	}
 	// The absolute form that names the tunnel's own host is the same request.
 	resp := w.raw(w.tunnel(), "GET https://"+w.upHost+"/v1/models HTTP/1.1\r\nHost: "+w.upHost+"\r\n\r\n")
-	if body(t, resp); resp.StatusCode != 200 {
+	if readAll(t, resp); resp.StatusCode != 200 {
 		t.Errorf("absolute form of the same host: %s", resp.Status)
 	}
 }
@@ -142,7 +142,7 @@ func TestTunnelOfAnotherHost(t *testing.T) {
 	}
 	conf := other.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.ServerName = "example.com"
-	if got := body(t, w.raw(tls.Client(c, conf), "GET / HTTP/1.1\r\nHost: x\r\nAuthorization: mine\r\nConnection: close\r\n\r\n")); got != "mine" {
+	if got := readAll(t, w.raw(tls.Client(c, conf), "GET / HTTP/1.1\r\nHost: x\r\nAuthorization: mine\r\nConnection: close\r\n\r\n")); got != "mine" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -202,7 +202,7 @@ func TestAbsoluteForm(t *testing.T) {
 			w := newWorld(t, nil, opts...)
 			sub := strings.NewReplacer("UP", w.upHost, "PLAIN", plainHost)
 			resp := w.raw(w.dial(), sub.Replace("GET "+c.line+" HTTP/1.1\r\nHost: "+c.host+"\r\nAuthorization: mine\r\nConnection: close\r\n\r\n"))
-			got := body(t, resp)
+			got := readAll(t, resp)
 			if resp.StatusCode != c.status || resp.Header.Get(errorField) != c.code {
 				t.Errorf("%s %q %q", resp.Status, resp.Header.Get(errorField), got)
 			}
@@ -248,7 +248,7 @@ func TestAmbiguousFramingIsRefused(t *testing.T) {
 				t.Errorf("%s, in a tunnel %t: %v", name, inside, err)
 				continue
 			}
-			body(t, resp)
+			readAll(t, resp)
 			if _, err := br.ReadByte(); resp.StatusCode != 400 || err == nil {
 				t.Errorf("%s, in a tunnel %t: %s, closed: %t", name, inside, resp.Status, err != nil)
 			}

@@ -264,7 +264,7 @@ func (w *world) tunnel() *tls.Conn {
 	return tc
 }
 
-func body(t *testing.T, resp *http.Response) string {
+func readAll(t *testing.T, resp *http.Response) string {
 	t.Helper()
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)

@@ -30,7 +30,7 @@ func TestRouteAttachesExactlyOneKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := body(t, resp); resp.StatusCode != 200 || got != "{}" {
+	if got := readAll(t, resp); resp.StatusCode != 200 || got != "{}" {
 		t.Fatalf("%s %q", resp.Status, got)
 	}
 	up := w.only()
@@ -115,7 +115,7 @@ func TestNoUsableKey(t *testing.T) {
 	var e struct {
 		Error struct{ Message, Type, Code string }
 	}
-	if err := json.Unmarshal([]byte(body(t, resp)), &e); err != nil || resp.StatusCode != 503 {
+	if err := json.Unmarshal([]byte(readAll(t, resp)), &e); err != nil || resp.StatusCode != 503 {
 		t.Fatalf("%s, %v", resp.Status, err)
 	}
 	if !strings.Contains(e.Error.Message, "openai") || resp.Header.Get(errorField) != codeNoKey || resp.Header.Get("Content-Type") != "application/json" {
@@ -141,7 +141,7 @@ func TestRouteRewritesURLs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body(t, resp)
+	readAll(t, resp)
 	route := w.url("/openai")
 	for h, want := range map[string]string{
 		"Location":           route + "/v1/files/1?x=1",
@@ -174,7 +174,7 @@ func TestAnswersAreScrubbed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := body(t, resp)
+	got := readAll(t, resp)
 	all := got + fmt.Sprint(resp.Header)
 	if strings.Contains(all, key1[8:20]) {
 		t.Errorf("the key came through: %s", all)
@@ -195,7 +195,7 @@ func TestCompressedAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body(t, resp)
+		readAll(t, resp)
 		if want := map[bool]int{false: 200, true: 502}[echoes]; resp.StatusCode != want {
 			t.Errorf("echoes %t: %s", echoes, resp.Status)
 		}
@@ -249,7 +249,7 @@ func TestRetryWithTheOtherVersion(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			body(t, resp)
+			readAll(t, resp)
 			if resp.StatusCode != c.want || len(w.requests()) != c.tries {
 				t.Errorf("%s after %d tries, want %d after %d", resp.Status, len(w.requests()), c.want, c.tries)
 			}
@@ -285,7 +285,7 @@ func TestRetryBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body(t, resp)
+	readAll(t, resp)
 	if len(w.requests()) != 1 || resp.StatusCode != 401 {
 		t.Errorf("%s after %d tries", resp.Status, len(w.requests()))
 	}
@@ -317,7 +317,7 @@ func TestLeaseEndsWithTheAnswer(t *testing.T) {
 	default:
 	}
 	close(release)
-	if got := body(t, resp); got != "ab" {
+	if got := readAll(t, resp); got != "ab" {
 		t.Errorf("got %q", got)
 	}
 	<-wiped
@@ -330,7 +330,7 @@ func TestUnreachableUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := body(t, resp)
+	got := readAll(t, resp)
 	if resp.StatusCode != 502 || resp.Header.Get(errorField) != codeUnreachable || !strings.Contains(got, w.upHost) || !strings.Contains(got, "connection refused") {
 		t.Errorf("%s %s", resp.Status, got)
 	}
@@ -345,7 +345,7 @@ func TestUntrustedUpstream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := body(t, resp); resp.StatusCode != 502 || !strings.Contains(got, "unknown authority") || len(w.requests()) != 0 {
+	if got := readAll(t, resp); resp.StatusCode != 502 || !strings.Contains(got, "unknown authority") || len(w.requests()) != 0 {
 		t.Errorf("%s %s; %d requests arrived", resp.Status, got, len(w.requests()))
 	}
 }
@@ -357,7 +357,7 @@ func TestLogLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body(t, resp)
+	readAll(t, resp)
 	line := w.log.String()
 	for _, want := range []string{`"via":"route"`, `"provider":"openai"`, `"status":200`, `"key_version":1`} {
 		if !strings.Contains(line, want) {

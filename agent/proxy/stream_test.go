@@ -57,7 +57,7 @@ func TestStreamsAreFlushed(t *testing.T) {
 				br.ReadString('\n')
 				next <- struct{}{}
 			}
-			body(t, resp)
+			readAll(t, resp)
 		}
 	}
 }
@@ -141,7 +141,7 @@ func TestUploadInConstantMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := body(t, resp); got != want {
+		if got := readAll(t, resp); got != want {
 			t.Errorf("%s: %s", base, got)
 		}
 		runtime.ReadMemStats(&after)
@@ -205,7 +205,7 @@ func TestWebSocket(t *testing.T) {
 func TestOtherUpgradesAreDropped(t *testing.T) {
 	w := newWorld(t, nil)
 	resp := w.raw(w.dial(), "GET /openai/v1/models HTTP/1.1\r\nHost: "+w.addr+"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n")
-	if body(t, resp); resp.StatusCode != 200 {
+	if readAll(t, resp); resp.StatusCode != 200 {
 		t.Fatal(resp.Status)
 	}
 	for _, h := range []string{"Upgrade", "Http2-Settings"} {
@@ -228,7 +228,7 @@ func TestUnaskedUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := body(t, resp); resp.StatusCode != 502 || strings.Contains(got, key1) {
+	if got := readAll(t, resp); resp.StatusCode != 502 || strings.Contains(got, key1) {
 		t.Errorf("%s %q", resp.Status, got)
 	}
 }
@@ -253,7 +253,7 @@ func TestHeadAndTrailers(t *testing.T) {
 		t.Fatalf("HEAD: %v, %v", resp, err)
 	}
 	got := w.raw(w.dial(), "POST /openai/v1/x HTTP/1.1\r\nHost: "+w.addr+"\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n1\r\na\r\n0\r\nAuthorization: Bearer mine\r\n\r\n")
-	if b := body(t, got); b != "hello" || len(got.Trailer) != 0 {
+	if b := readAll(t, got); b != "hello" || len(got.Trailer) != 0 {
 		t.Errorf("%q, trailers %v", b, got.Trailer)
 	}
 }
@@ -277,7 +277,7 @@ func TestPanicIsContained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body(t, resp)
+	readAll(t, resp)
 	if !strings.Contains(w.log.String(), "panic") {
 		t.Error("the panic was not logged")
 	}
@@ -289,3 +289,66 @@ func TestPanicIsContained(t *testing.T) {
 type panicking struct{}
 
 func (panicking) RoundTrip(*http.Request) (*http.Response, error) { panic("boom") }
+
+// Both directions at once: the answer begins before the body has ended, and
+// nobody takes the rest of the body from the upstream.
+func TestAnswerBeforeTheBodyEnds(t *testing.T) {
+	w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(rw).EnableFullDuplex()
+		half := make([]byte, 1000)
+		io.ReadFull(r.Body, half)
+		rw.Write([]byte("half "))
+		rw.(http.Flusher).Flush()
+		rest, err := io.ReadAll(r.Body)
+		fmt.Fprintf(rw, "%d %v", len(rest), err)
+	})
+	for base, client := range w.paths() {
+		for range 20 {
+			pr, pw := io.Pipe()
+			go pw.Write(make([]byte, 1000))
+			resp, err := client.Post(base+"/v1/x", "application/octet-stream", pr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := make([]byte, 5)
+			if _, err := io.ReadFull(resp.Body, first); err != nil {
+				t.Fatalf("%s: %v", base, err)
+			}
+			go func() {
+				pw.Write(make([]byte, 500))
+				pw.Close()
+			}()
+			if got := readAll(t, resp); got != "500 <nil>" {
+				t.Fatalf("%s: %q", base, got)
+			}
+		}
+	}
+}
+
+// An answer that does not wait for the body ends the exchange, though the
+// client still sends; the server is left with nobody reading.
+func TestAnswerWithoutReadingTheBody(t *testing.T) {
+	w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(rw).EnableFullDuplex() // or the test's own server would wait for the body
+		rw.Header().Set("Content-Length", "0")
+		rw.WriteHeader(http.StatusRequestEntityTooLarge)
+		rw.(http.Flusher).Flush()
+	})
+	for base, client := range w.paths() {
+		for range 20 {
+			pr, pw := io.Pipe()
+			go pw.Write([]byte("some")) // and never the rest
+			resp, err := client.Post(base+"/v1/x", "application/octet-stream", pr)
+			if err != nil {
+				t.Fatalf("%s: %v", base, err)
+			}
+			if readAll(t, resp); resp.StatusCode != http.StatusRequestEntityTooLarge {
+				t.Fatalf("%s: %s", base, resp.Status)
+			}
+			pw.Close()
+		}
+	}
+	if strings.Contains(w.log.String(), "panic") {
+		t.Error(w.log.String())
+	}
+}

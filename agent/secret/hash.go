@@ -6,6 +6,7 @@ import (
 	"encoding"
 	"encoding/binary"
 	"encoding/hex"
+	"runtime"
 	"sync"
 )
 
@@ -18,7 +19,7 @@ const block = sha256.BlockSize
 
 // MAC computes HMAC-SHA256 under a random key of its own that lives in the
 // arena, and leaves no copy of key or message on the heap. It may be used
-// concurrently and lasts as long as the process.
+// concurrently; its key is wiped when the collector finds it unused.
 type MAC struct{ ipad, opad slot }
 
 // NewMAC makes a MAC with a fresh key.
@@ -39,11 +40,17 @@ func NewMAC() (*MAC, error) {
 		i[k] ^= 0x36
 		o[k] ^= 0x5c
 	}
-	return &MAC{ipad: in, opad: out}, nil
+	m := &MAC{ipad: in, opad: out}
+	runtime.AddCleanup(m, func(pads [2]slot) {
+		arena.free(pads[0])
+		arena.free(pads[1])
+	}, [2]slot{in, out})
+	return m, nil
 }
 
 // Sum is the MAC of the parts' concatenation. It fails only where memory cannot be mapped.
 func (m *MAC) Sum(parts ...[]byte) (sum [sha256.Size]byte, err error) {
+	defer runtime.KeepAlive(m)
 	inner, err := sha(m.ipad.bytes(block), parts...)
 	if err != nil {
 		return sum, err

@@ -1,0 +1,31 @@
+# `make test` is everything but the long ones: soak, mutants, fuzz and bench are targets of their own.
+GO      ?= go
+VERSION ?= dev
+FUZZTIME ?= 60s
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+
+.PHONY: build test lint bench fuzz image tools clean
+
+build: ## the agent and command line, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
+
+test: ## every test; ends with a summary
+	$(GO) run ./test/run
+
+lint: ## gofmt, go vet on every platform, staticcheck
+	$(GO) run ./test/lint
+
+bench: ## ratios against a bare ReverseProxy and a bare goproxy, in one run
+	$(GO) run ./test/bench
+
+fuzz: ## each fuzzer for FUZZTIME
+	$(GO) run ./test/fuzz -time $(FUZZTIME)
+
+image: ## the agent's container image, with docker or buildah
+	$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo docker build || echo buildah bud) --build-arg VERSION=$(VERSION) -t postern:$(VERSION) .
+
+tools: ## build the real components that tests need
+	$(GO) run ./test/tools/cmd/tools vault
+
+clean:
+	rm -rf bin

@@ -1,0 +1,343 @@
+// Package agent composes the sidecar: it builds generations from
+// configurations, starts them, swaps them and stops them. What there is to do
+// is done by the packages below it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	stdsync "sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postern-proxy/postern/agent/admin"
+	"github.com/postern-proxy/postern/agent/audit"
+	"github.com/postern-proxy/postern/agent/mitm"
+	"github.com/postern-proxy/postern/agent/provider/spec"
+	"github.com/postern-proxy/postern/agent/proxy"
+	"github.com/postern-proxy/postern/agent/redact"
+	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/config"
+)
+
+// How long requests under way may take to end at stop, and an audit entry to be written.
+const (
+	drainTimeout = 25 * time.Second
+	auditTimeout = 2 * time.Second
+)
+
+// Options make an agent.
+type Options struct {
+	Config *config.Config
+	// Load reads the configuration again, for Reload; nil where it cannot change.
+	Load func() (*config.Config, error)
+	// Getenv looks up variables that the configuration names; os.Getenv by default.
+	Getenv func(string) string
+	// Log and Audit take the log and the audit record where its file is "-";
+	// standard error and standard output by default.
+	Log, Audit io.Writer
+	Version    string
+}
+
+// Agent is one running sidecar.
+type Agent struct {
+	o      Options
+	cfg    atomic.Pointer[config.Config]
+	gen    atomic.Pointer[generation]
+	number uint64 // of the newest generation; touched by New and Reload only
+
+	registry *prometheus.Registry
+	metrics  *metrics
+	known    *redact.Set
+	logOut   *redact.Writer
+	log      *slog.Logger
+	audit    *audit.File
+	sink     auditSink
+	ca       *mitm.CA
+	proxy    *proxy.Server
+	own      *ownListeners
+
+	exposures        exposures
+	proxyLn, adminLn net.Listener
+	admin            *http.Server
+	undo             []func() // LIFO; what Start began
+	failed           chan error
+	draining         stdsync.WaitGroup // generations that were replaced
+	reloading        chan struct{}     // holds one token
+	started          time.Time
+}
+
+// New builds an agent and its first generation without starting anything: what
+// it refuses, `postern check` refuses as well. It hardens the process.
+func New(o Options) (*Agent, error) {
+	if o.Getenv == nil {
+		o.Getenv = os.Getenv
+	}
+	if o.Log == nil {
+		o.Log = os.Stderr
+	}
+	if o.Audit == nil {
+		o.Audit = os.Stdout
+	}
+	if strings.Contains(o.Getenv("GODEBUG"), "http2debug") {
+		return nil, errors.New("GODEBUG=http2debug prints header values, keys included; start without it")
+	}
+	if err := o.Config.ValidateAgent(); err != nil {
+		return nil, err
+	}
+	a := &Agent{o: o, own: &ownListeners{}, failed: make(chan error, 4), reloading: make(chan struct{}, 1), registry: prometheus.NewRegistry()}
+	a.reloading <- struct{}{}
+	a.cfg.Store(o.Config)
+	hardening := secret.Harden()
+	a.metrics = newMetrics(a.registry, o.Version)
+	var err error
+	if a.known, err = redact.New(redact.Options{Patterns: keyPatterns(o.Config), OnHit: a.exposed}); err != nil {
+		return nil, err
+	}
+	a.logOut = a.known.Writer(o.Log, "log")
+	a.log = newLogger(o.Config.Log, a.known, a.logOut)
+	for _, n := range hardening.Notes {
+		a.log.Warn("this platform lacks a protection", "what", n)
+	}
+	if a.audit, err = a.openAudit(o.Config.Audit.File); err != nil {
+		return nil, err
+	}
+	a.sink = auditSink{a.audit, a.metrics}
+	if a.ca, err = mitm.New(mitm.Options{Hosts: forwardHosts(o.Config), StateDir: o.Config.CA.StateDir}); err != nil {
+		a.audit.Close()
+		return nil, err
+	}
+	a.proxy = proxy.New(proxy.Options{
+		Known: a.known, Leaf: a.ca.Leaf, Metrics: proxy.NewMetrics(a.registry), Logger: a.log, Audit: a.sink,
+		Environment: o.Config.Environment, ProxyID: o.Config.ProxyID, Why: a.why,
+	})
+	g, err := a.build(o.Config, nil)
+	if err != nil {
+		a.audit.Close()
+		return nil, err
+	}
+	a.gen.Store(g)
+	return a, nil
+}
+
+// keyPatterns are the forms by which provider keys are recognised in a log even where the value is not known.
+func keyPatterns(c *config.Config) []string {
+	var out []string
+	seen := map[string]bool{}
+	add := func(s spec.Spec) {
+		if s.KeyPattern != "" && !seen[s.KeyPattern] {
+			seen[s.KeyPattern] = true
+			out = append(out, s.KeyPattern)
+		}
+	}
+	for _, s := range spec.Catalog() {
+		add(s)
+	}
+	for _, p := range c.Providers {
+		add(p.Spec)
+	}
+	return out
+}
+
+// forwardHosts are the names that the interception CA may sign for.
+func forwardHosts(c *config.Config) []string {
+	var hosts []string
+	for _, p := range c.Providers {
+		if p.Forwards() {
+			for _, h := range p.Hosts {
+				if name, _, err := net.SplitHostPort(h); err == nil {
+					h = name
+				}
+				hosts = append(hosts, h)
+			}
+		}
+	}
+	return hosts
+}
+
+// Start listens and serves. It returns once the listeners stand; keys may
+// still be loading (see Ready). ctx bounds the start only.
+func (a *Agent) Start(ctx context.Context) error {
+	a.started = time.Now()
+	if err := a.start(ctx); err != nil {
+		a.unwind()
+		return err
+	}
+	return nil
+}
+
+func (a *Agent) start(ctx context.Context) error {
+	c := a.cfg.Load()
+	a.onStop(func() { a.audit.Close() })
+	a.onStop(func() { a.logOut.Close() })
+	a.onStop(a.exposures.wg.Wait)
+	if err := a.record(ctx, audit.Event{Event: "agent.started", Outcome: "ok", Detail: map[string]string{"version": a.o.Version}}); err != nil {
+		return fmt.Errorf("audit.file: %w", err)
+	}
+	a.onStop(func() {
+		a.record(context.Background(), audit.Event{Event: "agent.stopped", Outcome: "ok"})
+	})
+	if c.CA.Dir != "" {
+		if err := a.writeTrust(c); err != nil {
+			return fmt.Errorf("ca.dir: %w", err)
+		}
+	}
+	a.onStop(a.ca.Close)
+
+	var err error
+	if a.proxyLn, err = listen(c.Listen.Proxy); err != nil {
+		return fmt.Errorf("listen.proxy: %w", err)
+	}
+	if a.adminLn, err = net.Listen("tcp", c.Listen.Admin); err != nil {
+		a.proxyLn.Close()
+		return fmt.Errorf("listen.admin: %w", err)
+	}
+	a.own.set(a.proxyLn.Addr(), a.adminLn.Addr())
+
+	g := a.gen.Load()
+	g.run()
+	a.onStop(a.draining.Wait)
+	a.onStop(func() { a.gen.Load().stop() })
+	a.proxy.Swap(g.routing)
+	a.metrics.generation.Set(float64(g.number))
+	a.serveProxy(c)
+	a.serveAdmin()
+	for _, n := range c.Notes {
+		a.log.Warn("configuration", "note", fmt.Sprint(n))
+	}
+	a.log.Info("serving", "proxy", a.proxyLn.Addr().String(), "admin", a.adminLn.Addr().String(),
+		"providers", len(c.Providers), "environment", c.Environment, "proxy_id", c.ProxyID, "version", a.o.Version)
+	return nil
+}
+
+func (a *Agent) serveProxy(c *config.Config) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := a.proxy.Serve(a.proxyLn, c.Listen.AllowUIDs); err != nil {
+			a.failed <- fmt.Errorf("listen.proxy: %w", err)
+		}
+	}()
+	a.onStop(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+		defer cancel()
+		if err := a.proxy.Shutdown(ctx); err != nil {
+			a.log.Warn("requests were cut off: they did not end in time", "waited", drainTimeout)
+		}
+		<-done
+	})
+}
+
+func (a *Agent) serveAdmin() {
+	a.admin = &http.Server{
+		Handler: admin.Handler(admin.Options{
+			Ready: a.Ready, Registry: a.registry, CAPEM: a.ca.PEM, Status: func() any { return a.Status() }, Scrub: a.known.Text, Logger: a.log,
+		}),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := a.admin.Serve(a.adminLn); !errors.Is(err, http.ErrServerClosed) {
+			a.failed <- fmt.Errorf("listen.admin: %w", err)
+		}
+	}()
+	a.onStop(func() {
+		a.admin.Close()
+		<-done
+	})
+}
+
+// listen opens a TCP address, or a Unix socket that only its owner's group can
+// reach and whose users are checked on each connection.
+func listen(address string) (net.Listener, error) {
+	path, unix := strings.CutPrefix(address, "unix://")
+	if !unix {
+		return net.Listen("tcp", address)
+	}
+	if fi, err := os.Lstat(path); err == nil {
+		if fi.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("%s exists and is no socket", path)
+		}
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("%s is in use by another process", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	// Everyone may connect as far as the file goes: who stays is decided by user id.
+	if err := os.Chmod(path, 0o666); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
+
+func (a *Agent) onStop(f func()) { a.undo = append(a.undo, f) }
+
+// Stop ends what Start began, last first: no new connection, requests under
+// way end (at most 25 s), keys are wiped, the audit record is closed.
+func (a *Agent) Stop() {
+	<-a.reloading // a reload under way ends first
+	a.log.Info("stopping")
+	a.unwind()
+}
+
+func (a *Agent) unwind() {
+	for len(a.undo) > 0 {
+		last := len(a.undo) - 1
+		f := a.undo[last]
+		a.undo = a.undo[:last]
+		f()
+	}
+}
+
+// Failed yields the error of a listener that ended by itself.
+func (a *Agent) Failed() <-chan error { return a.failed }
+
+// ProxyAddr and AdminAddr are where the agent listens, once started.
+func (a *Agent) ProxyAddr() net.Addr { return a.proxyLn.Addr() }
+
+// AdminAddr is the admin listener's address.
+func (a *Agent) AdminAddr() net.Addr { return a.adminLn.Addr() }
+
+// CAPEM is the interception CA's certificate.
+func (a *Agent) CAPEM() []byte { return a.ca.PEM() }
+
+// record appends one audit entry, with what stands in every entry filled in.
+func (a *Agent) record(ctx context.Context, e audit.Event) error {
+	c := a.cfg.Load()
+	e.Environment, e.ProxyID = c.Environment, c.ProxyID
+	if e.Actor == "" {
+		e.Actor = "agent"
+	}
+	ctx, cancel := context.WithTimeout(ctx, auditTimeout)
+	defer cancel()
+	_, err := a.sink.Append(ctx, e)
+	return err
+}
+
+// writeTrust writes the public certificates that clients of CONNECT need.
+func (a *Agent) writeTrust(c *config.Config) error {
+	more, err := readOptional(c.Egress.CAFile)
+	if err != nil {
+		return err
+	}
+	return a.ca.WriteTrust(c.CA.Dir, more)
+}

@@ -1,0 +1,184 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/agent/store"
+)
+
+// Report is what Check found.
+type Report struct {
+	OK    bool       `json:"ok"`
+	Steps []Step     `json:"steps"`
+	Notes []string   `json:"notes,omitempty"` // what works, but less well than it could
+	Keys  []KeyCheck `json:"keys"`
+}
+
+// Step is one thing that the agent does at start.
+type Step struct {
+	What    string `json:"what"`
+	Problem string `json:"problem,omitempty"`
+}
+
+// KeyCheck is one configured key.
+type KeyCheck struct {
+	Name     string        `json:"name"`
+	Required bool          `json:"required"`
+	Version  int           `json:"version"`
+	Created  time.Time     `json:"created,omitzero"`
+	State    string        `json:"state"` // present, missing, or the reason why it cannot be used
+	Probe    string        `json:"probe,omitempty"`
+	Status   int           `json:"status,omitempty"`
+	Latency  time.Duration `json:"latency_ns,omitempty"`
+	Meaning  string        `json:"meaning,omitempty"`
+}
+
+// Check does everything that an agent does at start but serve. The error is
+// for a configuration that cannot be built at all; all else is in the report.
+func Check(ctx context.Context, o Options, probe bool) (Report, error) {
+	a, err := New(o)
+	if err != nil {
+		return Report{}, err
+	}
+	defer a.discard()
+	r := Report{OK: true}
+	c, g := a.cfg.Load(), a.gen.Load()
+	r.step("configuration "+c.Source, nil)
+	r.step("listen.proxy "+c.Listen.Proxy, canListen(c.Listen.Proxy))
+	r.step("listen.admin "+c.Listen.Admin, canListen(c.Listen.Admin))
+	if c.CA.Dir != "" {
+		r.step("ca.dir "+c.CA.Dir, a.writeTrust(c))
+	}
+	if l, ok := g.store.Store.(interface{ Login(context.Context) error }); ok {
+		r.step("store: log in", l.Login(ctx))
+	}
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		k := g.checkKey(ctx, name, probe)
+		if k.State != statePresent && k.Required || k.Probe == "dead" {
+			r.OK = false
+		}
+		r.Keys = append(r.Keys, k)
+	}
+	r.Notes = notes()
+	for _, n := range c.Notes {
+		r.Notes = append(r.Notes, fmt.Sprint(n))
+	}
+	return r, nil
+}
+
+func (r *Report) step(what string, err error) {
+	s := Step{What: what}
+	if err != nil {
+		s.Problem = err.Error()
+		r.OK = false
+	}
+	r.Steps = append(r.Steps, s)
+}
+
+// discard lets go of an agent that was never started.
+func (a *Agent) discard() {
+	a.gen.Load().closeStore()
+	a.ca.Close()
+	a.audit.Close()
+	a.proxy.Shutdown(context.Background())
+}
+
+// notes are the protections that this machine lacks.
+func notes() []string {
+	out := secret.Harden().Notes
+	s := secret.Stats()
+	if !s.Locked {
+		out = append(out, "keys are not locked in memory and may be swapped; raise the limit of locked memory (ulimit -l) or turn swap off")
+	}
+	if !s.DontDump {
+		out = append(out, "this platform cannot keep single pages out of core dumps; core dumps are off for the process instead")
+	}
+	return out
+}
+
+// canListen tries an address. The agent itself may hold it: that is no problem
+// of the configuration, so it is said, not failed.
+func canListen(address string) error {
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		fi, err := os.Lstat(path)
+		if err == nil && fi.Mode()&os.ModeSocket == 0 {
+			return fmt.Errorf("%s exists and is no socket", path)
+		}
+		return nil
+	}
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return ln.Close()
+}
+
+const statePresent = "present"
+
+// checkKey reads one key as its loop would, and tries it.
+func (g *generation) checkKey(ctx context.Context, name string, probe bool) KeyCheck {
+	k := g.keys[name]
+	out := KeyCheck{Name: name, Required: k.required, State: statePresent}
+	sec, err := k.loop.Fetch(ctx)
+	if err != nil {
+		out.State = err.Error()
+		if errors.Is(err, store.ErrNotFound) {
+			out.State = "missing: store it with `postern keys add " + name + "`"
+		}
+		return out
+	}
+	defer sec.Destroy()
+	out.Version, out.Created = sec.Version.Number, sec.Version.Created
+	if !probe {
+		return out
+	}
+	res := k.probe(ctx, sec.Fields)
+	out.Status, out.Latency, out.Meaning = res.Status, res.Latency, res.Meaning
+	out.Probe = map[rotation.Verdict]string{rotation.VerdictLive: "live", rotation.VerdictDead: "dead"}[res.Verdict]
+	if out.Probe == "" {
+		out.Probe = "unknown"
+	}
+	return out
+}
+
+// AwaitKeys waits until every key was either loaded or found to be missing. It
+// fails if a required one is missing, or if there is none at all.
+func (a *Agent) AwaitKeys(ctx context.Context, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	g := a.gen.Load()
+	any := false
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		k := g.keys[name]
+		select {
+		case <-k.loop.Settled():
+		case <-ctx.Done():
+			return fmt.Errorf("the key %s could not be loaded: %s", name, k.loop.Status().Reason())
+		}
+		usable := len(k.key.Entries()) > 0
+		any = any || usable
+		if !usable && k.required {
+			return fmt.Errorf("the key %s cannot be used: %s", name, k.loop.Status().Reason())
+		}
+	}
+	if !any && a.cfg.Load().BuiltIn() {
+		return errors.New("no provider key is stored yet; `postern keys add openai` stores one (it asks for the key)")
+	}
+	return nil
+}
+
+// HasKey reports whether a version of the key is usable now.
+func (a *Agent) HasKey(name string) bool {
+	k := a.gen.Load().keys[name]
+	return k != nil && len(k.key.Entries()) > 0
+}

@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/postern-proxy/postern"
+
+// arrow is one allowed import and why it is there.
+type arrow struct{ to, why string }
+
+// rooms lists every package of the module with the packages of the module that
+// it may import. A package that is not listed, and an arrow that is not, fails:
+// whoever adds one writes down why.
+var rooms = map[string][]arrow{
+	"agent/secret":        {}, // the leaf that everything secret goes through
+	"agent/rotation":      {},
+	"agent/provider/spec": {},
+	"agent/audit":         {},
+
+	"agent/store":           {{"agent/secret", "values never travel as strings"}},
+	"agent/store/vault":     {{"agent/secret", "answers are parsed into the arena"}, {"agent/store", "implements it"}},
+	"agent/store/sealed":    {{"agent/secret", "plaintexts live in the arena"}, {"agent/store", "implements it"}},
+	"agent/store/storetest": {{"agent/secret", "makes values"}, {"agent/store", "what it tests"}},
+
+	"agent/redact":        {{"agent/secret", "the known values"}},
+	"agent/keyring":       {{"agent/rotation", "a version's identity"}, {"agent/secret", "the values it leases"}},
+	"agent/provider":      {{"agent/provider/spec", "what it gives behaviour"}, {"agent/rotation", "a probe's verdict"}, {"agent/secret", "what it attaches"}},
+	"agent/provider/fake": {{"agent/provider/spec", "the wire formats it speaks"}, {"agent/provider", "the error shapes it answers with"}},
+	"agent/keys":          {{"agent/secret", "the value it stores"}, {"agent/store", "where it stores"}},
+	"agent/sync": {
+		{"agent/store", "what it polls"}, {"agent/rotation", "what decides"}, {"agent/keyring", "what it fills"},
+		{"agent/provider", "the probe's result"}, {"agent/redact", "is told first"}, {"agent/audit", "records promotions"}, {"agent/secret", "values on their way"},
+	},
+	"agent/clientenv": {{"agent/provider/spec", "which variables SDKs read"}},
+	"agent/upstream":  {},
+	"agent/proxy/h1":  {},
+	"agent/mitm":      {},
+	"agent/admin":     {{"agent/secret", "the arena's gauges"}},
+	"agent/proxy": {
+		{"agent/keyring", "picks a version"}, {"agent/provider", "attaches it"}, {"agent/provider/spec", "error shapes and hosts"},
+		{"agent/redact", "scrubs answers"}, {"agent/upstream", "dials"}, {"agent/audit", "records refusals"}, {"agent/proxy/h1", "strict framing"},
+	},
+	"config": {{"agent/provider/spec", "a provider's shape"}, {"agent/rotation", "a ramp's shape"}},
+	"agent": {
+		{"config", "what it is built from"}, {"agent/admin", "composition"}, {"agent/audit", "composition"}, {"agent/keyring", "composition"},
+		{"agent/keys", "where keys are kept"}, {"agent/mitm", "composition"}, {"agent/provider", "composition"}, {"agent/provider/spec", "composition"},
+		{"agent/proxy", "composition"}, {"agent/redact", "composition"}, {"agent/rotation", "verdicts in check"}, {"agent/secret", "hardening"},
+		{"agent/store", "composition"}, {"agent/store/sealed", "composition"}, {"agent/store/vault", "composition"}, {"agent/sync", "composition"}, {"agent/upstream", "composition"},
+	},
+	"cmd/postern": {
+		{"agent", "runs it"}, {"agent/audit", "verify and show"}, {"agent/clientenv", "exec's environment"}, {"agent/keys", "the keys commands"},
+		{"agent/provider/fake", "the demo's provider"}, {"agent/secret", "reads keys into the arena"}, {"config", "reads it"},
+	},
+}
+
+// forbidden are imports that no package may have, with the reason.
+var forbidden = map[string]string{
+	"k8s.io/":           "Kubernetes libraries belong to cmd/postern-injector and agent/webhook only: the agent's binary stays small",
+	"sigs.k8s.io/":      "Kubernetes libraries belong to cmd/postern-injector and agent/webhook only: the agent's binary stays small",
+	"testing":           "test code is no part of a product package",
+	"net/http/httptest": "test code is no part of a product package",
+	"net/http/pprof":    "it would put heap contents behind a URL",
+	"expvar":            "it would put the command line behind a URL",
+}
+
+// mayTest are the packages that tests import.
+var mayTest = map[string]bool{"agent/store/storetest": true}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestArrows(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range list(t) {
+		room := strings.TrimPrefix(p.ImportPath, module+"/")
+		if strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "agent/agenttest") {
+			continue // these import what they test
+		}
+		seen[room] = true
+		allowed, ok := rooms[room]
+		if !ok {
+			t.Errorf("%s is a room without a line: add it to rooms with the reason for each of its imports", room)
+			continue
+		}
+		for _, imp := range p.Imports {
+			checkImport(t, room, imp, allowed)
+		}
+	}
+	for room := range rooms {
+		if !seen[room] {
+			t.Errorf("rooms lists %s, which does not exist", room)
+		}
+	}
+}
+
+func checkImport(t *testing.T, room, imp string, allowed []arrow) {
+	t.Helper()
+	for prefix, why := range forbidden {
+		if (imp == prefix || strings.HasSuffix(prefix, "/") && strings.HasPrefix(imp, prefix)) && !(mayTest[room] && strings.Contains(why, "test code")) {
+			t.Errorf("%s imports %s: %s", room, imp, why)
+		}
+	}
+	to, ours := strings.CutPrefix(imp, module+"/")
+	if ours && !slices.ContainsFunc(allowed, func(a arrow) bool { return a.to == to && a.why != "" }) {
+		t.Errorf("%s imports %s: no such arrow; if it is right, add it to rooms with its reason", room, to)
+	}
+}
+
+// The data path must not be able to reach the store, not even through others.
+func TestDataPathCannotReachTheStore(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "./proxy")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	for _, dep := range strings.Fields(string(out)) {
+		if strings.HasPrefix(dep, module+"/agent/store") || strings.HasPrefix(dep, "github.com/hashicorp/vault") {
+			t.Errorf("agent/proxy depends on %s: keys reach the data path through the keyring only", dep)
+		}
+	}
+}

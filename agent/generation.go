@@ -1,0 +1,205 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	stdsync "sync"
+	"sync/atomic"
+
+	"github.com/postern-proxy/postern/agent/keyring"
+	"github.com/postern-proxy/postern/agent/keys"
+	"github.com/postern-proxy/postern/agent/provider"
+	"github.com/postern-proxy/postern/agent/proxy"
+	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/agent/store"
+	"github.com/postern-proxy/postern/agent/sync"
+	"github.com/postern-proxy/postern/agent/upstream"
+	"github.com/postern-proxy/postern/config"
+)
+
+// generation is one immutable state of the agent, built from one configuration.
+type generation struct {
+	number  uint64
+	cfg     *config.Config
+	store   *openStore
+	routing *proxy.Routing
+	keys    map[string]*loadedKey // by keyring name
+	idle    []func()              // closes idle connections of each transport
+
+	cancel context.CancelFunc
+	wg     stdsync.WaitGroup
+}
+
+// loadedKey is one provider key and the loop that keeps it.
+type loadedKey struct {
+	name     string
+	required bool
+	key      *keyring.Key
+	loop     *sync.Loop
+	probe    func(context.Context, map[string]*secret.Value) provider.Result
+}
+
+// openStore is a store that generations with the same store settings share.
+type openStore struct {
+	store.Store
+	cfg   config.Store
+	close func()
+	users atomic.Int32 // generations
+}
+
+// build makes a generation whole without starting it. It reuses prev's store
+// where the settings are the same; prev may be nil.
+func (a *Agent) build(c *config.Config, prev *generation) (*generation, error) {
+	a.number++
+	g := &generation{number: a.number, cfg: c, keys: map[string]*loadedKey{}}
+	dialer, err := a.dialer(c)
+	if err != nil {
+		return nil, err
+	}
+	if prev != nil && reflect.DeepEqual(prev.store.cfg, c.Store) {
+		g.store = prev.store
+	} else if g.store, err = a.openStore(c); err != nil {
+		return nil, err
+	}
+	g.store.users.Add(1)
+	var targets []*proxy.Target
+	for i, p := range c.Providers {
+		t, err := a.target(g, dialer, p)
+		if err != nil {
+			g.closeStore()
+			return nil, fmt.Errorf("providers[%d] (%s): %w", i, p.Name, err)
+		}
+		targets = append(targets, t)
+	}
+	if g.routing, err = proxy.NewRouting(targets); err != nil {
+		g.closeStore()
+		return nil, fmt.Errorf("providers: %w", err)
+	}
+	g.routing.Generation, g.routing.Tunnel, g.routing.Hosts, g.routing.Dialer = g.number, c.Unmatched == "tunnel", c.Listen.Hosts, dialer
+	return g, nil
+}
+
+// dialer makes the way out that the configuration describes.
+func (a *Agent) dialer(c *config.Config) (*upstream.Dialer, error) {
+	o := upstream.Options{EgressProxy: c.Egress.ProxyURL(), NoProxy: c.Egress.NoProxy, Own: a.own.is}
+	var err error
+	if o.Roots, err = readOptional(c.Egress.CAFile); err != nil {
+		return nil, fmt.Errorf("egress.ca_file: %w", err)
+	}
+	return upstream.New(o)
+}
+
+func readOptional(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	return os.ReadFile(file)
+}
+
+// target makes what the data path needs of one provider, and the key it carries.
+func (a *Agent) target(g *generation, dialer *upstream.Dialer, p config.Provider) (*proxy.Target, error) {
+	prov, err := provider.New(p.Spec)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := readOptional(p.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
+	}
+	tr, err := dialer.Transport(upstream.TransportOptions{CAFile: roots, HTTP2: p.HTTP2})
+	if err != nil {
+		return nil, err
+	}
+	g.idle = append(g.idle, tr.CloseIdleConnections)
+	k := g.keys[p.KeyName()]
+	if k == nil {
+		k = a.key(g, p, prov, func(ctx context.Context, fields map[string]*secret.Value) provider.Result {
+			return prov.Probe(ctx, tr, fields)
+		})
+	}
+	k.required = k.required || !p.Optional
+	return &proxy.Target{Name: p.Name, Provider: prov, Key: k.key, Transport: tr, Forward: p.Forwards()}, nil
+}
+
+func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, probe func(context.Context, map[string]*secret.Value) provider.Result) *loadedKey {
+	c := g.cfg
+	name := p.KeyName()
+	source := sync.Source{Path: keys.Scope{Environment: c.Environment, ProxyID: c.ProxyID}.Path(p.Key), Field: keys.Field}
+	if p.VaultPath != "" {
+		source = sync.Source{VaultPath: p.VaultPath, Field: p.Field}
+	}
+	k := &loadedKey{name: name, key: keyring.NewKey(name), probe: probe}
+	k.loop = sync.New(sync.Options{
+		Name: name, Source: source, Environment: c.Environment, ProxyID: c.ProxyID,
+		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: probe, KeyPrefix: prov.Spec().KeyPrefix,
+		Ramp: c.Rotation.Ramp, Grace: c.Rotation.Grace, RejectRatio: c.Rotation.RejectRatio,
+		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync,
+		OnRetired: g.closeIdle,
+	})
+	g.keys[name] = k
+	return k
+}
+
+// closeIdle drops connections that carried a retired key: buffers and HTTP/2 header tables go with them.
+func (g *generation) closeIdle() {
+	for _, f := range g.idle {
+		f()
+	}
+}
+
+// run starts the generation's loops.
+func (g *generation) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	g.cancel = cancel
+	for _, k := range g.keys {
+		g.wg.Go(func() { k.loop.Run(ctx) })
+	}
+}
+
+// stop ends the loops, which wipe their keys when the requests that carry them
+// have ended (or after some seconds), and lets go of the store.
+func (g *generation) stop() {
+	if g.cancel != nil {
+		g.cancel()
+	}
+	g.wg.Wait()
+	g.closeIdle()
+	g.closeStore()
+}
+
+func (g *generation) closeStore() {
+	if g.store.users.Add(-1) == 0 {
+		g.store.close()
+	}
+}
+
+// waiting names the required keys of which no version is usable yet, sorted.
+func (g *generation) waiting() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		if k := g.keys[name]; k.required && len(k.key.Entries()) == 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// awaitReady waits until no required key is missing, or ctx ends.
+func (g *generation) awaitReady(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		k := g.keys[name]
+		if !k.required {
+			continue
+		}
+		select {
+		case <-k.loop.Loaded():
+		case <-ctx.Done():
+			return fmt.Errorf("the key %s was not loaded in time: %s", name, k.loop.Status().Reason())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package provider
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/postern-proxy/postern/agent/provider/spec"
+)
+
+// RouteURL says where a route leads: rest is the escaped path after "/<name>"
+// ("" or "/v1/chat/completions"), and path the escaped path at host (host:port
+// unless the port is the scheme's), below the base URL's. The default prefix is
+// put between the two where rest begins with neither an API version nor the
+// prefix's own first segment. Nothing is decoded or cleaned: a rest that could
+// mean another path to somebody else (dot segments in any encoding, empty
+// segments, backslashes, control characters, a broken escape) gives three empty
+// strings and must be refused. RouteURL allocates only where it has something to put before rest.
+func (p *Provider) RouteURL(rest string) (scheme, host, path string) {
+	if rest == "" {
+		rest = "/"
+	}
+	if !unambiguous(rest) {
+		return "", "", ""
+	}
+	switch {
+	case p.prefix != "" && !p.prefixed(rest):
+		path = p.base + p.prefix + rest
+	case p.base != "":
+		path = p.base + rest
+	default:
+		path = rest
+	}
+	return p.scheme, p.host, path
+}
+
+// RoutePath is RouteURL backwards: of the provider's path (escaped, with or
+// without a query and fragment) it returns what follows "/<name>" in the route
+// that leads there. A path outside the base URL's has no route and is returned
+// as it is.
+func (p *Provider) RoutePath(path string) string {
+	if rest, ok := strings.CutPrefix(path, p.base); ok && (rest == "" || strings.IndexByte("/?#", rest[0]) >= 0) {
+		return rest
+	}
+	return path
+}
+
+// prefixed reports whether rest needs no default prefix.
+func (p *Provider) prefixed(rest string) bool {
+	seg, _, _ := strings.Cut(rest[1:], "/")
+	return seg == p.first || isVersion(seg)
+}
+
+// isVersion reports whether a segment is v1, v2, v1beta, v1alpha, v1beta1, v1p1beta1 …
+func isVersion(seg string) bool {
+	s, ok := strings.CutPrefix(seg, "v")
+	n := digits(s)
+	if !ok || n == 0 || n > 3 {
+		return false
+	}
+	s = s[n:]
+	if strings.HasPrefix(s, "p") && digits(s[1:]) > 0 {
+		s = s[1+digits(s[1:]):]
+	}
+	if s == "" {
+		return true
+	}
+	after, ok := strings.CutPrefix(s, "alpha")
+	if !ok {
+		after, ok = strings.CutPrefix(s, "beta")
+	}
+	return ok && digits(after) == len(after)
+}
+
+func digits(s string) int {
+	n := 0
+	for n < len(s) && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+// unambiguous reports whether every reader of an escaped path sees the same
+// segments and none of them climbs. Escapes are looked through as often as they
+// nest, for the check only.
+func unambiguous(path string) bool {
+	if path == "" || path[0] != '/' || strings.Contains(path, "//") {
+		return false
+	}
+	dots, other, skip := 0, false, false // of the segment so far; skip: after its ;
+	for i := 0; i < len(path); {
+		c, n := lookThrough(path[i:])
+		if n == 1 && (c <= ' ' || c >= 0x7f || c == '\\' || c == '?' || c == '#' || c == '%') {
+			return false
+		}
+		i += n
+		switch {
+		case c == '/' || c == '\\':
+			if climbs(dots, other) {
+				return false
+			}
+			dots, other, skip = 0, false, false
+		case c == ';':
+			skip = true
+		case skip:
+		case c == '.':
+			dots++
+		default:
+			other = true
+		}
+	}
+	return !climbs(dots, other)
+}
+
+func climbs(dots int, other bool) bool { return !other && (dots == 1 || dots == 2) }
+
+// lookThrough returns the first character of s as the most eager decoder sees
+// it, and the bytes it takes. A % that begins no escape is itself.
+func lookThrough(s string) (c byte, n int) {
+	c, n = s[0], 1
+	for c == '%' && len(s) >= n+2 {
+		hi, lo := unhex(s[n]), unhex(s[n+1])
+		if hi < 0 || lo < 0 {
+			break
+		}
+		c, n = byte(hi<<4|lo), n+2
+	}
+	return c, n
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+type capability struct {
+	pattern spec.Pattern
+	name    string
+	methods []string // empty: any
+}
+
+// Capability says what a request is for: chat, embeddings, images, audio,
+// moderations, realtime, files, batches, fine_tuning, models, rerank, or a name
+// that the configuration gives. path is the escaped path at the provider,
+// without a query. "" means unknown, also for a path outside the base URL's or
+// one that could be read in two ways. It does not allocate.
+func (p *Provider) Capability(method, path string) string {
+	rest, ok := strings.CutPrefix(path, p.base)
+	if !ok || !unambiguous(rest) {
+		return ""
+	}
+	for _, c := range p.capabilities {
+		if (len(c.methods) == 0 || slices.Contains(c.methods, method)) && c.pattern.Match(rest) {
+			return c.name
+		}
+	}
+	return ""
+}

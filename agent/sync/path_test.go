@@ -1,0 +1,205 @@
+package sync
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/agent/store"
+)
+
+const vaultPath = "legacy/openai"
+
+func fromPath(o *Options) {
+	o.Source = Source{VaultPath: vaultPath, Field: "token"}
+	o.Ramp = nil
+}
+
+func (r *rig) lay(a pathAnswer) { r.store.set(func() { r.store.paths[vaultPath] = a }) }
+
+func TestAPathWithVersions(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		one := store.Version{Number: 7, Created: time.Now().UTC()}
+		r.lay(pathAnswer{version: one, data: map[string]string{"token": key(1)}})
+		a := r.start(fromPath)
+		a.shares("7:100")
+		pass(time.Minute)
+		r.lay(pathAnswer{version: store.Version{Number: 8, Created: time.Now().UTC()}, data: map[string]string{"token": key(2)}})
+		pass(5 * time.Second)
+		a.shares("8:100 7:0")
+		pass(15 * time.Second)
+		a.shares("8:100")
+		if a.Status().Missing {
+			t.Error("missing, because the path shows its newest version only")
+		}
+		r.store.set(func() { delete(r.store.paths, vaultPath) })
+		pass(10 * time.Second)
+		if a.shares("8:100"); !a.Status().Missing {
+			t.Error("the secret is gone and nothing says so")
+		}
+	})
+}
+
+func TestAPathWithoutVersionsIsToldApartByValue(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
+		a := r.start(fromPath)
+		a.shares("1:100")
+		values := secret.Stats().Values
+		pass(10 * time.Minute) // the same value: the same version, and nothing piles up
+		a.shares("1:100")
+		if now := secret.Stats().Values; now > values { // what other tests left goes meanwhile
+			t.Errorf("%d values grew to %d", values, now)
+		}
+		r.lay(pathAnswer{data: map[string]string{"token": key(2)}})
+		pass(5 * time.Second)
+		a.shares("2:100 1:0")
+	})
+}
+
+func TestARejectedPathIsReadAgain(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
+		r.says(key(1), rotation.VerdictDead)
+		a := r.start(fromPath)
+		a.shares("")
+		r.says(key(1), rotation.VerdictLive)
+		pass(time.Minute)
+		a.shares("1:100")
+	})
+}
+
+// A dynamic engine makes a credential at each read, with a lease.
+func TestALeaseIsRenewed(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l1", Duration: time.Hour, Renewable: true}})
+		a := r.start(func(o *Options) { fromPath(o); o.MaxStale = 10 * time.Minute })
+		pass(39 * time.Minute)
+		if n := r.store.count(vaultPath); n != 1 {
+			t.Fatalf("%d credentials were made", n)
+		}
+		pass(10 * time.Hour)
+		a.shares("1:100")
+		r.store.mu.Lock()
+		defer r.store.mu.Unlock()
+		if n := len(r.store.renews); n != 15 { // every 40 minutes
+			t.Errorf("%d renewals", n)
+		}
+		if n := r.store.reads[vaultPath]; n != 1 {
+			t.Errorf("%d credentials were made", n)
+		}
+	})
+}
+
+func TestALeaseThatCannotBeExtendedIsReplaced(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
+		r.store.set(func() {
+			r.store.renew = func(l store.Lease) (store.Lease, error) { // max_ttl: ten minutes are left
+				l.Duration = 10 * time.Minute
+				return l, nil
+			}
+		})
+		a := r.start(func(o *Options) { fromPath(o); o.Grace = time.Hour })
+		old := a.key.Entries()[0].Version
+		pass(40*time.Minute + 10*time.Second)
+		a.shares("2:100 1:0")
+		pass(9 * time.Minute)
+		a.shares("2:100 1:0")
+		pass(time.Minute)
+		a.shares("2:100") // its lease is over before its grace
+		if reads(old) {
+			t.Error("not wiped")
+		}
+	})
+}
+
+func TestALeaseThatIsOverIsNotUsed(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour}})
+		a := r.start(fromPath)
+		pass(30 * time.Minute)
+		r.store.broken("", store.ErrUnavailable)
+		pass(30*time.Minute - 1)
+		a.shares("1:100")
+		pass(1)
+		a.shares("")
+		r.store.broken("", nil)
+		pass(time.Minute)
+		a.shares("2:100")
+	})
+}
+
+func TestARevokedLeaseIsReplacedAtOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
+		r.store.set(func() {
+			r.store.renew = func(l store.Lease) (store.Lease, error) { return store.Lease{}, store.ErrNotFound }
+		})
+		a := r.start(fromPath)
+		pass(40*time.Minute + 10*time.Second)
+		a.shares("2:100")
+	})
+}
+
+func TestAPathNeedsAStoreThatReadsPaths(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		type plain struct{ store.Store }
+		a := r.start(func(o *Options) { fromPath(o); o.Store = plain{r.store} })
+		synctest.Wait()
+		if reason := a.Status().Reason(); a.Loading() || reason == "" {
+			t.Errorf("reason %q", reason)
+		}
+	})
+}
+
+func TestWhatWasFoundAndNotUsedIsWiped(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		before := secret.Stats().Values
+		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
+		s := newPathSource(Options{Store: r.store, Source: Source{VaultPath: vaultPath}})
+		if _, err := s.look(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		s.close()
+		if now := secret.Stats().Values; now > before {
+			t.Errorf("%d values, %d after close", before, now)
+		}
+	})
+}
+
+func TestAHaltOfAPathStaysWithThisAgent(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
+		a := r.start(func(o *Options) { fromPath(o); o.Grace = time.Hour })
+		r.lay(pathAnswer{data: map[string]string{"token": key(2)}})
+		pass(5 * time.Second)
+		bad := a.key.Entries()[0].Version
+		for range 9 {
+			bad.Failed()
+		}
+		pass(time.Minute)
+		a.shares("1:100")
+		if r.logged("the halt cannot be shared") != 1 {
+			t.Error("nobody was told that other agents do not know")
+		}
+	})
+}
+
+func TestALeaseThatMayNotBeRenewedIsReplaced(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
+		r.store.broken("renew", store.ErrForbidden)
+		a := r.start(fromPath)
+		pass(40*time.Minute + 5*time.Second)
+		a.shares("2:100 1:0")
+		r.store.broken("renew", store.ErrUnavailable)
+		pass(45 * time.Minute)
+		if s := a.Status(); s.Trouble != "unavailable" || !s.Usable {
+			t.Errorf("%+v", s)
+		}
+		a.shares("2:100")
+	})
+}

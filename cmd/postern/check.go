@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-proxy/postern/agent"
+)
+
+func newCheck(c *common) *cobra.Command {
+	var probe bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration, the store and the keys without starting",
+		Long: `Do everything that the agent does at start but serve: read the configuration, open
+the store and log in, read each key, look at the files and addresses it would use.
+With --probe each key is also tried at its provider.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := c.load()
+			if err != nil {
+				return err
+			}
+			report, err := agent.Check(cmd.Context(), agent.Options{Config: cfg, Version: version, Log: io.Discard, Audit: io.Discard}, probe)
+			if err != nil {
+				return err
+			}
+			if err := c.print(cmd, report, func(w io.Writer) { printReport(w, report, probe) }); err != nil {
+				return err
+			}
+			if !report.OK {
+				return exitError(exitFailed)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&probe, "probe", false, "try each key at its provider")
+	c.outputFlag(cmd)
+	return cmd
+}
+
+func printReport(w io.Writer, r agent.Report, probe bool) {
+	for _, s := range r.Steps {
+		mark := "ok  "
+		if s.Problem != "" {
+			mark = "FAIL"
+		}
+		fmt.Fprintf(w, "%s  %s", mark, s.What)
+		if s.Problem != "" {
+			fmt.Fprintf(w, ": %s", s.Problem)
+		}
+		fmt.Fprintln(w)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintln(w, "note ", n)
+	}
+	if len(r.Keys) == 0 {
+		return
+	}
+	head := []string{"KEY", "REQUIRED", "VERSION", "AGE", "STATE"}
+	if probe {
+		head = append(head, "PROBE", "STATUS", "TOOK", "MEANS")
+	}
+	rows := [][]string{head}
+	for _, k := range r.Keys {
+		required := "yes"
+		if !k.Required {
+			required = "no"
+		}
+		row := []string{k.Name, required, strconv.Itoa(k.Version), age(k.Created), k.State}
+		if probe {
+			row = append(row, orDash(k.Probe), strconv.Itoa(k.Status), k.Latency.Round(time.Millisecond).String(), orDash(k.Meaning))
+		}
+		rows = append(rows, row)
+	}
+	fmt.Fprintln(w)
+	table(w, rows)
+}
