@@ -19,7 +19,7 @@ func (p *Provider) RouteURL(rest string) (scheme, host, path string) {
 	if rest == "" {
 		rest = "/"
 	}
-	if !unambiguous(rest) {
+	if !CleanPath(rest) {
 		return "", "", ""
 	}
 	switch {
@@ -79,10 +79,11 @@ func digits(s string) int {
 	return n
 }
 
-// unambiguous reports whether every reader of an escaped path sees the same
-// segments and none of them climbs. Escapes are looked through as often as they
-// nest, for the check only.
-func unambiguous(path string) bool {
+// CleanPath reports whether every reader of an escaped path sees the same
+// segments and none of them climbs: no empty segment but the last, no dot
+// segment in any encoding, no backslash, no control character. Escapes are
+// looked through as often as they nest, for the check only.
+func CleanPath(path string) bool {
 	if path == "" || path[0] != '/' || strings.Contains(path, "//") {
 		return false
 	}
@@ -90,6 +91,9 @@ func unambiguous(path string) bool {
 	for i := 0; i < len(path); {
 		c, n := lookThrough(path[i:])
 		if n == 1 && (c <= ' ' || c >= 0x7f || c == '\\' || c == '?' || c == '#' || c == '%') {
+			return false
+		}
+		if c < ' ' || c == 0x7f {
 			return false
 		}
 		i += n
@@ -152,7 +156,7 @@ type capability struct {
 // one that could be read in two ways. It does not allocate.
 func (p *Provider) Capability(method, path string) string {
 	rest, ok := strings.CutPrefix(path, p.base)
-	if !ok || !unambiguous(rest) {
+	if !ok || !CleanPath(rest) {
 		return ""
 	}
 	for _, c := range p.capabilities {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postern-proxy/postern/agent/keyring"
+	"github.com/postern-proxy/postern/agent/provider"
 	"github.com/postern-proxy/postern/agent/redact"
 	"github.com/postern-proxy/postern/agent/upstream"
 )
@@ -50,10 +51,6 @@ type exchange struct {
 
 // serve carries one request to the target that its route or host matched.
 func (x *exchange) serve(rest string) {
-	if err := cleanPath(rest); err != nil {
-		x.refuse(http.StatusBadRequest, codeBadPath, err.Error(), nil)
-		return
-	}
 	out, err := x.outgoing(rest)
 	if err != nil {
 		x.refuse(http.StatusBadRequest, codeBadPath, err.Error(), nil)
@@ -85,10 +82,13 @@ func (x *exchange) serve(rest string) {
 // as the client escaped it, its fields without hop-by-hop and credentials. The
 // request's own header map is changed in place; nothing else of it is.
 func (x *exchange) outgoing(rest string) (*http.Request, error) {
-	scheme, host, path := x.t.Provider.RouteURL(rest)
-	if x.via != viaRoute {
-		// The client named the host itself, so its path is the provider's own.
-		scheme, host, path = x.r.URL.Scheme, x.r.URL.Host, rest
+	if !provider.CleanPath(rest) {
+		return nil, errPath
+	}
+	// In a tunnel or an absolute URL the client named the host itself, so its path is the provider's own.
+	scheme, host, path := x.r.URL.Scheme, x.r.URL.Host, rest
+	if x.via == viaRoute {
+		scheme, host, path = x.t.Provider.RouteURL(rest)
 	}
 	plain, err := url.PathUnescape(path)
 	if err != nil {
@@ -107,6 +107,7 @@ func (x *exchange) outgoing(rest string) (*http.Request, error) {
 		h["Connection"] = []string{"Upgrade"}
 		h["Upgrade"] = []string{"websocket"}
 		delete(h, "Sec-Websocket-Extensions") // permessage-deflate could not be scrubbed
+		stripSubprotocols(h)
 	}
 	h["Accept-Encoding"] = identity
 	if _, ok := h["User-Agent"]; !ok {

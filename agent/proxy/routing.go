@@ -172,33 +172,6 @@ func validName(h string) bool {
 	return true
 }
 
-// cleanPath reports whether an escaped path means the same to every server:
-// no empty segment but the last, no dot segment in any encoding, no
-// backslash, no control character.
-func cleanPath(p string) error {
-	if p == "" || p[0] != '/' {
-		return errPath
-	}
-	if !strings.ContainsAny(p, "%\\") && !strings.Contains(p, "//") && !strings.Contains(p, "/.") {
-		return nil
-	}
-	plain, err := url.PathUnescape(p)
-	if err != nil || strings.Contains(p, "//") {
-		return errPath
-	}
-	for i := range len(plain) {
-		if c := plain[i]; c < 0x20 || c == 0x7f || c == '\\' {
-			return errPath
-		}
-	}
-	for seg := range strings.SplitSeq(plain, "/") {
-		if seg == "." || seg == ".." {
-			return errPath
-		}
-	}
-	return nil
-}
-
 // stripQuery removes the named parameters from a raw query and leaves every
 // other byte of it as it was. Names are compared after decoding, case folded.
 func stripQuery(raw string, names []string) string {

@@ -19,6 +19,25 @@ func isWebSocket(r *http.Request) bool {
 		hasToken(r.Header["Connection"], "upgrade") && r.ContentLength == 0
 }
 
+// stripSubprotocols removes the subprotocols by which browsers, which can set no
+// header on a WebSocket, send a key ("openai-insecure-api-key.sk-…", OpenAI's
+// Realtime API with WebSockets).
+func stripSubprotocols(h http.Header) {
+	const f = "Sec-Websocket-Protocol"
+	var kept []string
+	for _, v := range h[f] {
+		for p := range strings.SplitSeq(v, ",") {
+			if p = textproto.TrimString(p); p != "" && !strings.Contains(strings.ToLower(p), "api-key") {
+				kept = append(kept, p)
+			}
+		}
+	}
+	delete(h, f)
+	if len(kept) > 0 {
+		h[f] = []string{strings.Join(kept, ", ")}
+	}
+}
+
 func hasToken(values []string, token string) bool {
 	for _, v := range values {
 		for t := range strings.SplitSeq(v, ",") {
