@@ -59,6 +59,7 @@ type Agent struct {
 	metrics  *metrics
 	known    *redact.Set
 	logOut   *redact.Writer
+	flushLog func()
 	log      *slog.Logger
 	audit    *audit.File
 	sink     auditSink
@@ -103,8 +104,14 @@ func New(o Options) (*Agent, error) {
 	if a.known, err = redact.New(redact.Options{Patterns: keyPatterns(o.Config), OnHit: a.exposed}); err != nil {
 		return nil, err
 	}
-	a.logOut = a.known.Writer(o.Log, "log")
-	a.log = newLogger(o.Config.Log, a.known, a.logOut)
+	batch := newBatchWriter(o.Log)
+	a.logOut = a.known.Writer(batch, redact.WhereLog)
+	flush := func() {
+		a.logOut.Flush()
+		batch.Flush()
+	}
+	a.flushLog = flush
+	a.log = slog.New(urgent{newLogHandler(o.Config.Log, a.known, a.logOut), flush})
 	for _, n := range hardening.Notes {
 		a.log.Warn("this platform lacks a protection", "what", n)
 	}
@@ -178,7 +185,7 @@ func (a *Agent) Start(ctx context.Context) error {
 func (a *Agent) start(ctx context.Context) error {
 	c := a.cfg.Load()
 	a.onStop(func() { a.audit.Close() })
-	a.onStop(func() { a.logOut.Close() })
+	a.onStop(a.flushLog)
 	a.onStop(a.exposures.wg.Wait)
 	if err := a.record(ctx, audit.Event{Event: "agent.started", Outcome: "ok", Detail: map[string]string{"version": a.o.Version}}); err != nil {
 		return fmt.Errorf("audit.file: %w", err)

@@ -47,7 +47,7 @@ func newMetrics(reg *prometheus.Registry, version string) *metrics {
 	return m
 }
 
-func newLogger(c config.Log, known *redact.Set, out io.Writer) *slog.Logger {
+func newLogHandler(c config.Log, known *redact.Set, out io.Writer) slog.Handler {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		level = slog.LevelInfo
@@ -57,7 +57,7 @@ func newLogger(c config.Log, known *redact.Set, out io.Writer) *slog.Logger {
 	if c.Format == "text" {
 		h = slog.NewTextHandler(out, o)
 	}
-	return slog.New(known.Handler(h))
+	return known.Handler(h)
 }
 
 // auditSink is the audit file with its figures.

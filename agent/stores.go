@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,33 +84,18 @@ func openVault(c *config.Vault, o StoreOptions) (store.Store, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if !o.Operator {
+		st.Start(context.Background()) // until Close
+	}
 	return st, func() { st.Close() }, nil
 }
 
 // vaultAuth says the same in the store's words.
 func vaultAuth(a config.Auth) vault.Auth {
-	var out vault.Auth
-	if a.Kubernetes != nil {
-		v := vault.KubernetesAuth(*a.Kubernetes)
-		out.Kubernetes = &v
+	return vault.Auth{
+		Kubernetes: (*vault.KubernetesAuth)(a.Kubernetes), AppRole: (*vault.AppRoleAuth)(a.AppRole),
+		JWT: (*vault.JWTAuth)(a.JWT), Cert: (*vault.CertAuth)(a.Cert), Token: (*vault.TokenAuth)(a.Token),
 	}
-	if a.AppRole != nil {
-		v := vault.AppRoleAuth(*a.AppRole)
-		out.AppRole = &v
-	}
-	if a.JWT != nil {
-		v := vault.JWTAuth(*a.JWT)
-		out.JWT = &v
-	}
-	if a.Cert != nil {
-		v := vault.CertAuth(*a.Cert)
-		out.Cert = &v
-	}
-	if a.Token != nil {
-		v := vault.TokenAuth(*a.Token)
-		out.Token = &v
-	}
-	return out
 }
 
 // callersToken is VAULT_TOKEN, else what the token helper (or ~/.vault-token) holds.

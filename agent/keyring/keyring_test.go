@@ -165,6 +165,9 @@ func TestWipeDoesNotWaitForLeases(t *testing.T) {
 	if readable(v) {
 		t.Fatal("still readable")
 	}
+	if _, ok := k.Pick(0); ok {
+		t.Error("a lease on a wiped version")
+	}
 	if !isClosed(v.Close()) {
 		t.Fatal("wiped, but the channel says no")
 	}

@@ -42,7 +42,7 @@ const (
 
 // world is a proxy in front of one TLS upstream.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	s        *Server
 	addr     string
 	upstream *httptest.Server
@@ -74,7 +74,7 @@ func withTunnel(c *worldConfig)               { c.tunnel = true }
 func withKeys(keys ...string) worldOption     { return func(c *worldConfig) { c.keys = keys } }
 
 // newWorld starts it. handler is the upstream's; nil answers 200 with {}.
-func newWorld(t *testing.T, handler http.HandlerFunc, opts ...worldOption) *world {
+func newWorld(t testing.TB, handler http.HandlerFunc, opts ...worldOption) *world {
 	t.Helper()
 	leaks := goleak.IgnoreCurrent()
 	c := worldConfig{keys: []string{key1}}
@@ -275,7 +275,7 @@ func readAll(t *testing.T, resp *http.Response) string {
 }
 
 // testCA signs leaves for any host.
-func testCA(t *testing.T) (func(string) (*tls.Certificate, error), *x509.CertPool) {
+func testCA(t testing.TB) (func(string) (*tls.Certificate, error), *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -41,7 +41,7 @@ var denied = map[string]bool{
 }
 
 var (
-	bufPool     = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+	bufPool     = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 	scratchPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 )
 

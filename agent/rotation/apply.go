@@ -85,7 +85,6 @@ func (e Loaded) apply(s *step) {
 	v := s.find(e.ID)
 	switch {
 	case v != nil && v.busy && v.task == toLoad:
-		v.wait()
 		v.enter(Pending, s.now)
 		v.Loaded, v.Verdict, v.probed = true, VerdictUnknown, false
 	case v == nil || !v.Loaded: // not wanted any more
@@ -161,7 +160,6 @@ func (e Expired) apply(s *step) {
 			v.enter(Unknown, s.now)
 			s.discard(v, "its lease is over, or the store was out of reach for too long")
 		}
-		v.wait()
 		v.Readable = false // until the store says so again
 	}
 	if !s.Usable() {

@@ -170,6 +170,9 @@ func TestTheRampIsAFunctionOfTheCreationTime(t *testing.T) {
 	s.pass(5 * time.Second).observe() // the poll was late: the ramp runs since the creation
 	s.told("load 2", "probe 2", "audit 2", "promoted 2")
 	s.shares("2:1 1:99")
+	if w := s.k.Wake(s.now).Sub(s.now); w != 25*time.Second || !s.k.Open(s.now) {
+		t.Errorf("wakes in %v, open %v", w, s.k.Open(s.now))
+	}
 	s.pass(24 * time.Second).shares("2:1 1:99")
 	s.pass(time.Second).shares("2:10 1:90") // +30 s
 	s.pass(time.Minute).shares("2:50 1:50")
@@ -215,6 +218,9 @@ func TestADeadVersionIsNeverPromoted(t *testing.T) {
 	s.observe()
 	s.told("load 2", "probe 2", "discard 2")
 	s.state(2, Rejected)
+	if w := s.k.Wake(s.now); !w.IsZero() {
+		t.Errorf("wakes in %v for nothing", w.Sub(s.now))
+	}
 	s.pass(time.Hour).observe()
 	s.told()
 	s.shares("1:100")
@@ -605,8 +611,23 @@ func TestAHaltMetWhileLoading(t *testing.T) {
 	s.do(Vetoed{s.now, Halt{To: s.id(2)}})
 	s.told("discard 2", "load 1", "probe 1", "audit 1", "promoted 1")
 	s.do(Compromise{s.now, s.id(1)})
+	if w := s.k.Wake(s.now); !w.IsZero() {
+		t.Errorf("wakes in %v for nothing", w.Sub(s.now))
+	}
 	s.pass(time.Hour).observe()
 	s.told("retire 1") // a halted version never comes back, not even where nothing is left
+	all := s.stored
+	s.stored = nil
+	s.observe()
+	s.stored = all // a standby was behind
+	s.observe().pass(time.Hour)
+	s.told("missing 1", "found 1")
+}
+
+func TestEvidenceAgainstTheOnlyVersionSaysNothing(t *testing.T) {
+	s := settled(t, nil, time.Minute)
+	s.do(Evidence{s.now, s.id(1), 10, 10})
+	s.told()
 }
 
 func TestAHaltOfTheOnlyVersionIsIgnored(t *testing.T) {

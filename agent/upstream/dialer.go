@@ -230,7 +230,7 @@ func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true,
 		Protocols:              protocols,
-		ReadBufferSize:         16 << 10,
-		WriteBufferSize:        8 << 10,
+		ReadBufferSize:         8 << 10,
+		WriteBufferSize:        4 << 10,
 	}, nil
 }

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -216,7 +218,13 @@ func TestValuesAreBoundToTheirPlace(t *testing.T) {
 	dir := t.TempDir()
 	s := openWith(t, options(dir))
 	put(t, s, "keys/one", "value one")
-	put(t, s, "keys/one", "value two")
+	if _, err := s.Put(t.Context(), "keys/one", map[string]*secret.Value{
+		"api_key": value(t, "value two"), "b": value(t, "b"), "c": value(t, "c"), "d": value(t, "d"), "e": value(t, "e"),
+	}, 1); err != nil {
+		t.Fatal(err)
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	held := secret.Stats().Values
 	for name, edit := range map[string]func(*document){
 		"path":    func(d *document) { d.Paths["keys/moved"] = d.Paths["keys/one"] },
 		"number":  func(d *document) { e := d.Paths["keys/one"]; e.Current, e.Versions[1].Number = 7, 7 },
@@ -257,6 +265,9 @@ func TestValuesAreBoundToTheirPlace(t *testing.T) {
 			is(t, err, store.ErrUnavailable, ErrDamaged)
 			if after, _ := os.ReadFile(s.file); !bytes.Equal(after, good) {
 				t.Error("the file was changed")
+			}
+			if n := secret.Stats().Values - held; n != 0 {
+				t.Errorf("%d values are left in the arena", n)
 			}
 		})
 	}
@@ -299,6 +310,9 @@ func TestRunningStoreRefusesAnotherFile(t *testing.T) {
 	put(t, open(t, dir), "keys/other", "of another store")
 	_, err = read(t, s, "keys/one", 0)
 	is(t, err, store.ErrUnavailable, ErrDamaged)
+	if !strings.Contains(err.Error(), "was replaced by another sealed store; if that was meant, restart postern") {
+		t.Error(err)
+	}
 }
 
 func TestKeyFiles(t *testing.T) {

@@ -172,9 +172,6 @@ func (d *disk) writeTemp(file string, data []byte, kind string) (f *os.File, err
 		return nil, err
 	}
 	err = d.step("write "+kind, func() error {
-		if err := f.Chmod(0o600); err != nil { // whatever the umask
-			return err
-		}
 		if old, err := os.Lstat(file); err == nil {
 			if err := keepOwner(old, f.Chown); err != nil {
 				return err

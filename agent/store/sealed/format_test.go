@@ -151,7 +151,9 @@ func TestStructureIsReadable(t *testing.T) {
 func TestHeaderBounds(t *testing.T) {
 	wrapped := base64.StdEncoding.EncodeToString(make([]byte, overhead+keySize))
 	salt := base64.StdEncoding.EncodeToString(make([]byte, saltSize))
-	head := func(key string) []byte { return []byte(`{"format": "postern-sealed-v1", "key": {` + key + `}, "paths": {}}`) }
+	head := func(key string) []byte {
+		return []byte(`{"format": "postern-sealed-v1", "key": {` + key + `}, "paths": {}}`)
+	}
 	form := func(time, memory, threads int, salt string) []byte {
 		return head(fmt.Sprintf(`"kind": "passphrase", "id": "0123456789abcdef", "wrapped": %q, "argon2id": {"time": %d, "memory_kib": %d, "threads": %d, "salt": %q}`,
 			wrapped, time, memory, threads, salt))

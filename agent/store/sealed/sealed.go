@@ -45,7 +45,7 @@ type Store struct {
 	disk          disk
 	lockWait      time.Duration
 
-	writer chan struct{} // holds one token: one writer at a time in this process
+	writer chan struct{} // holds one token: this process's writers queue here and do not poll the lock
 
 	mu         sync.Mutex // guards what follows
 	closed     bool

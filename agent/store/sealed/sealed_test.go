@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"runtime/debug"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -239,34 +242,125 @@ func TestClose(t *testing.T) {
 	holds(t, open(t, dir), "a", "value one")
 }
 
-// Every key and value that a store holds is given back.
+// Every key and value that a store holds is given back, in success and in failure.
 func TestNothingStaysInTheArena(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // the collector would clean up after us
 	dir := t.TempDir()
-	secret.New([]byte("the arena's own values exist before counting")) //nolint
 	v := fields(t, "value one")
+	other := map[string]*secret.Value{"other": v["api_key"]}
+	pass := value(t, "a long passphrase")
 	before := secret.Stats().Values
+	held := func(when string, want int) {
+		t.Helper()
+		if got := secret.Stats().Values - before; got != want {
+			t.Fatalf("%s: %d values are in the arena, want %d", when, got, want)
+		}
+	}
 	s, err := Open(options(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
+	held("before the first write", 0)
 	for range 3 {
 		if _, err := s.Put(t.Context(), "a", v, store.Any); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Patch(t.Context(), "a", v, store.Any); err != nil {
+		if _, err := s.Patch(t.Context(), "a", other, store.Any); err != nil {
 			t.Fatal(err)
 		}
 		holds(t, s, "a", "value one")
 	}
-	if got := secret.Stats().Values - before; got != 2 {
-		t.Errorf("an open store holds %d values in the arena, want its 2 keys", got)
-	}
+	held("open, with its two keys", 2)
+	_, err = s.Put(t.Context(), "a", map[string]*secret.Value{"gone": nil}, store.Any)
+	is(t, err, store.ErrInvalid)
+	held("after a refused write", 2)
 	s.Close()
-	if _, err := Open(options(dir, func(o *Options) { o.KeyFile, o.Passphrase = "", v["api_key"] })); err == nil {
-		t.Fatal("opened with the wrong form")
+	held("closed", 0)
+
+	for _, dir := range []string{dir, t.TempDir()} {
+		if s, err = Open(options(dir)); err != nil {
+			t.Fatal(err)
+		}
+		s.disk.before = func(step string) error {
+			if step == "rename file" {
+				s.Close()
+			}
+			return nil
+		}
+		if _, err := s.Put(t.Context(), "a", v, store.Any); err != nil {
+			t.Fatal(err)
+		}
+		held("closed in the middle of a write", 0)
+		holds(t, open(t, dir), "a", "value one")
+		before = secret.Stats().Values // less what that other store holds
 	}
-	if got := secret.Stats().Values - before; got != 0 {
-		t.Errorf("%d values are left in the arena", got)
+
+	s = openWith(t, options(t.TempDir()))
+	s.disk.before = func(step string) error {
+		if step == "rename file" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	_, err = s.Put(t.Context(), "a", v, store.Any)
+	is(t, err, store.ErrUnavailable)
+	held("after a first write that failed", 0)
+
+	_, err = Open(options(dir, func(o *Options) { o.KeyFile, o.Passphrase = "", pass }))
+	is(t, err, ErrWrongKey)
+	file := options(dir).File
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, file, rewrite(t, data, func(d *document) { d.Generation++ }))
+	_, err = Open(options(dir))
+	is(t, err, ErrDamaged)
+	held("after refusing to open", 0)
+
+	s = openWith(t, options(t.TempDir(), func(o *Options) { o.KeyFile, o.Passphrase = "", pass }))
+	if _, err := s.Put(t.Context(), "a", v, store.Any); err != nil {
+		t.Fatal(err)
+	}
+	held("open by passphrase, which is no longer needed", 2)
+}
+
+// A write that fails leaves what this process knows as it was, too.
+func TestFailedWritesChangeNothing(t *testing.T) {
+	s := open(t, t.TempDir())
+	put(t, s, "a", "value one")
+	put(t, s, "a", "value two")
+	if err := s.SetMetadata(t.Context(), "a", map[string]string{"label": "text"}, 5); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.Metadata(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.disk.before = func(step string) error {
+		if step == "rename file" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	v := fields(t, "value that must not be written")
+	for name, write := range map[string]func() error{
+		"Put":         func() error { _, err := s.Put(t.Context(), "a", v, store.Any); return err },
+		"Put new":     func() error { _, err := s.Put(t.Context(), "b", v, store.Any); return err },
+		"Patch":       func() error { _, err := s.Patch(t.Context(), "a", v, store.Any); return err },
+		"SetMetadata": func() error { return s.SetMetadata(t.Context(), "a", map[string]string{"label": "new"}, 1) },
+		"Destroy":     func() error { return s.Destroy(t.Context(), "a", 1, 2) },
+		"Remove":      func() error { return s.Remove(t.Context(), "a") },
+	} {
+		is(t, write(), store.ErrUnavailable)
+		after, err := s.Metadata(t.Context(), "a")
+		if err != nil || !reflect.DeepEqual(after, before) {
+			t.Errorf("after a failed %s: %+v, %v, want %+v", name, after, err, before)
+		}
+		holds(t, s, "a", "value two")
+		if list, err := s.List(t.Context(), ""); err != nil || !slices.Equal(list, []string{"a"}) {
+			t.Errorf("after a failed %s: paths %q, %v", name, list, err)
+		}
 	}
 }
 
@@ -294,9 +388,12 @@ func TestLimits(t *testing.T) {
 	for _, text := range []string{"", "line\nbreak", string(big[:maxLabel+1]), "\xff"} {
 		is(t, s.SetMetadata(t.Context(), "a", map[string]string{"label": text}, 0), store.ErrInvalid)
 	}
-	_, err = s.Put(t.Context(), string(big[:maxPath+1]), many, 0)
+	_, err = s.Put(t.Context(), string(big[:maxPath+1]), fields(t, "v"), 0)
 	is(t, err, store.ErrInvalid)
-	if m, err := s.Metadata(t.Context(), "a"); err != nil || m.Current != 1 {
+	put(t, s, string(big[:maxPath]), "v")
+	is(t, s.Destroy(t.Context(), "a", 1, 0), store.ErrInvalid)
+	is(t, s.Destroy(t.Context(), "a"), store.ErrInvalid)
+	if m, err := s.Metadata(t.Context(), "a"); err != nil || m.Current != 1 || !m.Versions[0].Readable() {
 		t.Errorf("refused writes wrote: %+v, %v", m, err)
 	}
 }

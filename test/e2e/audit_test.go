@@ -1,0 +1,24 @@
+package e2e_test
+
+import (
+	"bytes"
+
+	"github.com/postern-proxy/postern/agent/audit"
+)
+
+// audit is the agent's record so far. A line that is being written is left out.
+func (w *world) audit() []audit.Entry {
+	w.t.Helper()
+	var out []audit.Entry
+	for line := range bytes.Lines(read(w.t, w.path("audit.jsonl"))) {
+		if line[len(line)-1] != '\n' {
+			break
+		}
+		e, err := audit.ParseEntry(bytes.TrimSpace(line))
+		if err != nil {
+			w.t.Fatalf("audit.jsonl: %v: %s", err, line)
+		}
+		out = append(out, e)
+	}
+	return out
+}

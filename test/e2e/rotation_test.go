@@ -1,0 +1,132 @@
+package e2e_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/agenttest"
+	"github.com/postern-proxy/postern/agent/provider/fake"
+)
+
+// The key is written anew, again and again, while the application goes on; the
+// old one is revoked as soon as nobody needs it. Nothing fails, and of the old
+// keys nothing is left where keys are kept.
+func TestRotationUnderLoad(t *testing.T) {
+	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
+		current := w.key()
+		p := w.provider("openai", fake.Options{Keys: []string{current}})
+		n := st.put("openai", current)
+		a := w.start(w.config(st, p))
+		l := startLoad(t, rate, w.ways(a, p)...)
+
+		var old []string
+		rounds, length := 2, span(0, 60*time.Second)
+		if long {
+			rounds = 5
+		}
+		for i := range rounds {
+			l.last(length / time.Duration(rounds) * time.Duration(i))
+			next := w.key()
+			p.Allow(next)
+			first := p.FirstUse(next)
+			wrote := time.Now()
+			n = st.put("openai", next)
+			took := await(t, first, 20*time.Second, "a request with the new key").Sub(wrote)
+			t.Logf("version %d: in use %d ms after the write began", n, took.Milliseconds())
+			if took > 2*time.Second {
+				t.Errorf("version %d was in use only after %s", n, took)
+			}
+			agenttest.Eventually(t, 20*time.Second, "the old version is out of use", func() bool {
+				return version(t, a, "openai", n-1).State == "retired"
+			})
+			p.Revoke(current)
+			old, current = append(old, current), next
+		}
+		l.last(length)
+		l.more(time.Second)
+		for i, key := range old {
+			if c := p.Counts(key); c.Unauthorized > 0 {
+				t.Errorf("version %d came %d times after it was out of use and revoked", i+1, c.Unauthorized)
+			}
+		}
+		leavesNoCopies(t, a, old, current)
+		l.end()
+		leavesNoCopies(t, a, old, current)
+		w.promoted(a, n)
+	})
+}
+
+// promoted looks for the audit entries of each version's way in, and that the chain holds.
+func (w *world) promoted(a *agenttest.Agent, versions int) {
+	w.t.Helper()
+	entries := w.audit()
+	for n := 1; n <= versions; n++ {
+		for _, outcome := range []string{"intent", "ok"} {
+			found := false
+			for _, e := range entries {
+				found = found || e.Event.Event == "version.promoted" && e.Version == n && e.Outcome == outcome
+			}
+			if !found {
+				w.t.Errorf("no audit entry version.promoted, %s, of version %d", outcome, n)
+			}
+		}
+	}
+	out, said, code := agenttest.Run(w.t, w.dir, "", "audit", "verify", w.path("audit.jsonl"), "--head", status(w.t, a).AuditHead)
+	if code != 0 {
+		w.t.Errorf("audit verify: exit code %d\n%s%s", code, out, said)
+	}
+}
+
+// Traffic moves to the new version as the ramp says, measured at the provider.
+func TestRampSharesTheTraffic(t *testing.T) {
+	step := span(3*time.Second, 10*time.Second)
+	w := newWorld(t)
+	st := stores["vault"](w)
+	old, next := w.key(), w.key()
+	p := w.provider("openai", fake.Options{Keys: []string{old, next}, Records: 100_000})
+	st.put("openai", old)
+	c := w.config(st, p)
+	c.rotation = "{grace: 5s, ramp: [{weight: 10, for: " + step.String() + "}, {weight: 50, for: " + step.String() + "}]}"
+	a := w.start(c)
+	l := startLoad(t, rate, w.ways(a, p)...)
+	l.more(500 * time.Millisecond)
+
+	first := p.FirstUse(next)
+	wrote := time.Now() // the ramp begins when Vault has written the version: now, or a moment later
+	st.put("openai", next)
+	written := time.Now()
+	used := await(t, first, 20*time.Second, "a request with the new key")
+	l.last(written.Sub(l.start) + 2*step + 2*time.Second)
+	l.end()
+
+	// The agent knows Vault's clock to within a fraction of a second: the ends of each step are left out.
+	const blur = 600 * time.Millisecond
+	requests := p.Requests()
+	for _, s := range []struct {
+		from, to time.Time
+		share    float64
+	}{
+		{l.start, wrote, 0},
+		{used, wrote.Add(step - blur), 10},
+		{written.Add(step + blur), wrote.Add(2*step - blur), 50},
+		{written.Add(2*step + blur), time.Now(), 100},
+	} {
+		with, all := 0.0, 0.0
+		for _, r := range requests {
+			if r.Time.Before(s.from) || r.Time.After(s.to) || r.Method != "POST" {
+				continue
+			}
+			all++
+			if r.Key == next {
+				with++
+			}
+		}
+		got := 100 * with / all
+		t.Logf("%5.2f to %5.2f s after the write: %5.1f %% of %4.0f requests carried the new version, the ramp says %.0f %%",
+			s.from.Sub(written).Seconds(), s.to.Sub(written).Seconds(), got, all, s.share)
+		exact := s.share == 0 || s.share == 100
+		if all < 100 || exact && got != s.share || got < s.share-7 || got > s.share+7 {
+			t.Errorf("the share is %.1f %% of %.0f requests; the ramp says %.0f %%", got, all, s.share)
+		}
+	}
+}
