@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strings"
 	stdsync "sync"
 	"sync/atomic"
@@ -212,6 +213,7 @@ func (a *Agent) start(ctx context.Context) error {
 
 	g := a.gen.Load()
 	g.run()
+	a.trimOnceSettled(g)
 	a.onStop(a.draining.Wait)
 	a.onStop(func() { a.gen.Load().stop() })
 	a.proxy.Swap(g.routing)
@@ -224,6 +226,22 @@ func (a *Agent) start(ctx context.Context) error {
 	a.log.Info("serving", "proxy", a.proxyLn.Addr().String(), "admin", a.adminLn.Addr().String(),
 		"providers", len(c.Providers), "environment", c.Environment, "proxy_id", c.ProxyID, "version", a.o.Version)
 	return nil
+}
+
+// trimOnceSettled gives back what starting needed and serving does not, once the keys are loaded.
+func (a *Agent) trimOnceSettled(g *generation) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if g.awaitSettled(ctx) == nil {
+			debug.FreeOSMemory()
+		}
+	}()
+	a.onStop(func() {
+		cancel()
+		<-done
+	})
 }
 
 func (a *Agent) serveProxy(c *config.Config) {

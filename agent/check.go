@@ -157,14 +157,12 @@ func (a *Agent) AwaitKeys(ctx context.Context, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	g := a.gen.Load()
+	if err := g.awaitSettled(ctx); err != nil {
+		return err
+	}
 	any := false
 	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
 		k := g.keys[name]
-		select {
-		case <-k.loop.Settled():
-		case <-ctx.Done():
-			return fmt.Errorf("the key %s could not be loaded: %s", name, k.loop.Status().Reason())
-		}
 		usable := len(k.key.Entries()) > 0
 		any = any || usable
 		if !usable && k.required {

@@ -188,6 +188,18 @@ func (g *generation) waiting() []string {
 	return names
 }
 
+// awaitSettled waits until every key was either loaded or found to be missing, or ctx ends.
+func (g *generation) awaitSettled(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		select {
+		case <-g.keys[name].loop.Settled():
+		case <-ctx.Done():
+			return fmt.Errorf("the key %s could not be loaded: %s", name, g.keys[name].loop.Status().Reason())
+		}
+	}
+	return nil
+}
+
 // awaitReady waits until no required key is missing, or ctx ends.
 func (g *generation) awaitReady(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(g.keys)) {

@@ -98,7 +98,10 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 		},
 		SessionTicketsDisabled: true, // a ticket would outlive the pin
 	})
-	s.tunnels.put(&pinned{guarded: guard(secure), host: host, port: port})
+	s.tunnels.put(&pinned{
+		guarded: guard(secure), host: host, port: port,
+		hostport: net.JoinHostPort(host, port), header: hostHeader(s.routing.Load().scheme(net.JoinHostPort(host, port)), host, port),
+	})
 }
 
 var errSNI = errors.New("the TLS server name is not the host of CONNECT")
@@ -108,6 +111,8 @@ var errSNI = errors.New("the TLS server name is not the host of CONNECT")
 type pinned struct {
 	guarded
 	host, port string
+	hostport   string // host:port
+	header     string // the same as the Host field says it
 }
 
 type connKey struct{}

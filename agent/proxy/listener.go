@@ -45,14 +45,64 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // guarded is a connection on which a client speaks HTTP/1.1: what it sends is
 // read strictly (I13), before net/http, which is more lenient, sees any of it.
+// A read deadline reaches the connection only when a read would feel it: the
+// server sets several for each request, and each costs a system timer.
 type guarded struct {
 	net.Conn
-	in *h1.Guard
+	in       *h1.Guard
+	deadline *lazyDeadline
 }
 
-func guard(c net.Conn) guarded { return guarded{c, h1.NewGuard(c)} }
+type lazyDeadline struct {
+	mu            sync.Mutex
+	want, applied time.Time
+	reading       bool
+}
 
-func (c guarded) Read(p []byte) (int, error) { return c.in.Read(p) }
+func guard(c net.Conn) guarded { return guarded{c, h1.NewGuard(c), &lazyDeadline{}} }
+
+func (c guarded) Read(p []byte) (int, error) {
+	c.deadline.mu.Lock()
+	err := c.apply()
+	c.deadline.reading = true
+	c.deadline.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	n, err := c.in.Read(p)
+	c.deadline.mu.Lock()
+	c.deadline.reading = false
+	c.deadline.mu.Unlock()
+	return n, err
+}
+
+// apply sets the deadline that is wanted; the lock is held.
+func (c guarded) apply() error {
+	if c.deadline.want.Equal(c.deadline.applied) {
+		return nil
+	}
+	c.deadline.applied = c.deadline.want
+	return c.Conn.SetReadDeadline(c.deadline.want)
+}
+
+// SetReadDeadline bounds the read under way and those to come.
+func (c guarded) SetReadDeadline(t time.Time) error {
+	c.deadline.mu.Lock()
+	defer c.deadline.mu.Unlock()
+	c.deadline.want = t
+	if c.deadline.reading {
+		return c.apply()
+	}
+	return nil
+}
+
+// SetDeadline bounds reads and writes.
+func (c guarded) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
 
 // Opaque says that the client speaks another protocol from here on.
 func (c guarded) Opaque() { c.in.Opaque() }

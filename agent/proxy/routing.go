@@ -37,6 +37,7 @@ type Routing struct {
 	// Hosts are further Host values accepted on routes, as host:port.
 	Hosts []string
 
+	plain  map[string]bool // "host:port" of providers that are spoken to without TLS, on loopback
 	routes map[string]*Target
 	hosts  map[string]*Target // exact "host:port" of forward owners
 	wild   []*Target          // forward owners with a wildcard host
@@ -45,7 +46,7 @@ type Routing struct {
 
 // NewRouting builds the table. Names must be unique.
 func NewRouting(targets []*Target) (*Routing, error) {
-	rt := &Routing{routes: map[string]*Target{}, hosts: map[string]*Target{}}
+	rt := &Routing{routes: map[string]*Target{}, hosts: map[string]*Target{}, plain: map[string]bool{}}
 	var specs []spec.Spec
 	for _, t := range targets {
 		if rt.routes[t.Name] != nil {
@@ -63,6 +64,7 @@ func NewRouting(targets []*Target) (*Routing, error) {
 				return nil, errors.New(other.Name + " and " + t.Name + " both own " + hp)
 			}
 			rt.hosts[hp] = t
+			rt.plain[hp] = e.Plaintext
 		}
 		for _, h := range s.Hosts {
 			if strings.HasPrefix(h, "*.") {
@@ -77,7 +79,12 @@ func NewRouting(targets []*Target) (*Routing, error) {
 
 // byHost finds the forward owner of a canonical host and port.
 func (rt *Routing) byHost(host, port string) *Target {
-	if t := rt.hosts[net.JoinHostPort(host, port)]; t != nil {
+	return rt.at(net.JoinHostPort(host, port), host, port)
+}
+
+// at is byHost for a caller that has host:port at hand.
+func (rt *Routing) at(hostport, host, port string) *Target {
+	if t := rt.hosts[hostport]; t != nil {
 		return t
 	}
 	for _, t := range rt.wild {
@@ -86,6 +93,14 @@ func (rt *Routing) byHost(host, port string) *Target {
 		}
 	}
 	return nil
+}
+
+// scheme is how the provider at host:port is spoken to.
+func (rt *Routing) scheme(hostport string) string {
+	if rt.plain[hostport] {
+		return "http"
+	}
+	return "https"
 }
 
 // byRoute splits "/openai/v1/chat" into the target named openai and "/v1/chat".

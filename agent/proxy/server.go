@@ -194,14 +194,8 @@ func (x *exchange) absolute() {
 // pin makes the request's URL say where it goes: the matched host, over TLS
 // unless the provider is one that allows plain HTTP on loopback.
 func (x *exchange) pin(host, port string) {
-	scheme := "https"
-	for _, e := range x.t.Provider.Endpoints() {
-		if e.Host == host && e.Port == port && e.Plaintext {
-			scheme = "http"
-		}
-	}
-	x.r.URL.Scheme = scheme
-	x.r.URL.Host = hostHeader(scheme, host, port)
+	scheme := x.rt.scheme(net.JoinHostPort(host, port))
+	x.r.URL.Scheme, x.r.URL.Host = scheme, hostHeader(scheme, host, port)
 }
 
 // hostHeader is the Host field's form: no port where it is the scheme's own.
@@ -222,22 +216,30 @@ func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
 	x := s.begin(s.routing.Load(), w, r, viaConnect)
 	defer x.finish()
 	p := r.Context().Value(connKey{}).(*pinned)
-	name := r.Host
-	if r.URL.Host != "" && r.URL.Scheme != "https" {
-		name = ""
-	}
-	host, port, err := authority(name, p.port)
-	if err != nil || host != p.host || port != p.port {
+	if !p.names(r) {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected,
 			"the request names another host than the tunnel it came through", nil)
 		return
 	}
-	if x.t = x.rt.byHost(host, port); x.t == nil {
+	if x.t = x.rt.at(p.hostport, p.host, p.port); x.t == nil {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected, "the host is no longer configured; open a new tunnel", nil)
 		return
 	}
-	x.pin(host, port)
+	r.URL.Scheme, r.URL.Host = x.rt.scheme(p.hostport), p.header
 	x.serve(rawPath(r))
+}
+
+// names reports whether a request in the tunnel names the tunnel's own host, in
+// Host or as an absolute https URL.
+func (p *pinned) names(r *http.Request) bool {
+	if r.URL.Host == "" && (r.Host == p.header || r.Host == p.hostport) {
+		return true // as nearly every client writes it
+	}
+	if r.URL.Host != "" && r.URL.Scheme != "https" {
+		return false
+	}
+	host, port, err := authority(r.Host, p.port)
+	return err == nil && host == p.host && port == p.port
 }
 
 // rawPath is the request target's path as the client escaped it.

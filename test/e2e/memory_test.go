@@ -17,13 +17,22 @@ import (
 
 // Where in a process's memory something lies.
 const (
-	inArena = "the arena"          // anonymous, left out of core dumps: where keys are kept
-	inHeap  = "the Go heap"        // what net/http made of them
-	inOther = "other memory"       // thread stacks, the runtime's own, files
-	readAt  = uint64(1) << 20      // bytes at a time
-	heapLow = uint64(0xc000000000) // where the Go heap begins on linux
-	heapTop = uint64(0xd000000000)
+	inArena = "the arena"    // anonymous and left out of core dumps: where keys are kept
+	inHeap  = "the Go heap"  // what net/http made of them
+	inOther = "other memory" // the program itself, thread stacks, what the runtime maps beside the heap
 )
+
+const readAt = uint64(1) << 20 // bytes at a time
+
+// onGoHeap reports whether an address is where the Go runtime puts its heap: a
+// random place above the program and far below what is mapped without an address.
+func onGoHeap(at uint64) bool {
+	bits := 47
+	if runtime.GOARCH == "amd64" {
+		bits = 46
+	}
+	return at >= 1<<32 && at < 1<<bits
+}
 
 type region struct {
 	lo, hi uint64
@@ -49,7 +58,7 @@ func regions(pid int) ([]region, error) {
 				continue
 			}
 			r := region{lo, hi, inOther}
-			if lo >= heapLow && lo < heapTop {
+			if inode == 0 && onGoHeap(lo) {
 				r.kind = inHeap
 			}
 			out = append(out, r)

@@ -139,6 +139,9 @@ func (w *world) keepsSecrets(a *agenttest.Agent) {
 			}
 		}
 		a.Stop(w.t)
+		if w.t.Failed() {
+			w.t.Logf("the agent's log without its requests:\n%s", history(a))
+		}
 		w.clean("the log", []byte(a.Log.String()))
 		w.clean("standard output", []byte(a.Out.String()))
 		err := filepath.WalkDir(w.dir, func(path string, d fs.DirEntry, err error) error {
@@ -151,6 +154,17 @@ func (w *world) keepsSecrets(a *agenttest.Agent) {
 			w.t.Error(err)
 		}
 	})
+}
+
+// history is an agent's log without the lines of requests.
+func history(a *agenttest.Agent) string {
+	var b strings.Builder
+	for line := range strings.Lines(a.Log.String()) {
+		if !strings.Contains(line, `"msg":"request"`) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 func running(a *agenttest.Agent) bool {

@@ -2,7 +2,6 @@ package h1
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"sync/atomic"
 )
@@ -53,8 +52,8 @@ func (g *Guard) Failed() error {
 // fail keeps the first of what a read and a scan had to say; a scan counts for more.
 func (g *Guard) fail(read, scan error) {
 	g.err = read
-	var e Error
-	if errors.As(scan, &e) {
+	if scan != nil {
+		e := scan.(Error) // scan makes no other
 		g.err = e
 		g.bad.Store(&e)
 	}
