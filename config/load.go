@@ -134,7 +134,6 @@ func Parse(data []byte, source string, env func(string) string, dir string) (*Co
 // the catalog that needs no parameters, each of them optional. It fails where
 // no data directory can be told.
 func Default(env func(string) string) (*Config, error) {
-	const source = builtIn
 	dir, err := dataDir(env, runtime.GOOS)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", builtIn, err)

@@ -194,7 +194,11 @@ func unmarshal(n names, data []byte) (*issuer, error) {
 
 // wipe overwrites a key as far as it can be reached: crypto/ecdsa may hold a copy of its own.
 func wipe(key *ecdsa.PrivateKey) {
-	if key != nil && key.D != nil {
-		clear(key.D.Bits())
+	if key == nil {
+		return
+	}
+	//lint:ignore SA1019 nothing else reaches the scalar's own memory
+	if d := key.D; d != nil {
+		clear(d.Bits())
 	}
 }

@@ -97,7 +97,7 @@ func (n names) constrain(t *x509.Certificate) {
 
 // sameConstraints reports whether two certificates carry the same constraints.
 func sameConstraints(a, b *x509.Certificate) bool {
-	sameNets := func(x, y *net.IPNet) bool { return bytes.Equal(x.IP, y.IP) && bytes.Equal(x.Mask, y.Mask) }
+	sameNets := func(x, y *net.IPNet) bool { return x.IP.Equal(y.IP) && bytes.Equal(x.Mask, y.Mask) }
 	return a.PermittedDNSDomainsCritical == b.PermittedDNSDomainsCritical &&
 		slices.Equal(a.PermittedDNSDomains, b.PermittedDNSDomains) &&
 		slices.EqualFunc(a.PermittedIPRanges, b.PermittedIPRanges, sameNets) &&

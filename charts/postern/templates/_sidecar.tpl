@@ -13,7 +13,7 @@ store:
     prefix: {{ .Values.vault.prefix }}
     auth:
       kubernetes: {mount: {{ .Values.vault.authMount }}, role: {{ .Values.vault.role | quote }}, token_file: /var/run/secrets/postern/token}
-ca: {state_dir: /run/postern}
+ca: {state_dir: /run/postern/ca}
 providers:
 {{ toYaml .Values.providers | indent 2 }}
 {{- end }}
