@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -26,8 +27,10 @@ func parseNames(hosts []string) (names, error) {
 	var errs []error
 	for _, h := range hosts {
 		host := h
-		if one, _, err := net.SplitHostPort(h); err == nil {
-			host = one
+		if one, port, err := net.SplitHostPort(h); err == nil {
+			if _, err := strconv.ParseUint(port, 10, 16); err == nil {
+				host = one
+			}
 		}
 		host = lower(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 		suffix, wild := strings.CutPrefix(host, "*.")

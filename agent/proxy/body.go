@@ -50,9 +50,6 @@ func (x *exchange) wrapBody(out *http.Request) *body {
 	if out.Body == nil {
 		return nil
 	}
-	// An answer may begin before the body has ended: without this the server
-	// would read the rest of it itself, and take it from the upstream.
-	http.NewResponseController(x.w).EnableFullDuplex()
 	b := &body{src: out.Body, budget: &x.s.bodies, keep: x.t.Key.Spare() && out.ContentLength <= maxBody}
 	out.Body = b
 	return b

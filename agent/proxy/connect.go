@@ -10,7 +10,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -57,7 +56,7 @@ func (s *Server) handleConnect(target string, ctx *goproxy.ProxyCtx) (*goproxy.C
 		return goproxy.RejectConnect, target
 	}
 	host, port, err := authority(target, "")
-	if err != nil || ctx.Req.Host != target {
+	if err != nil || ctx.Req.Host != target || ctx.Req.RequestURI != target {
 		return refuse(http.StatusBadRequest, codeBadHost, "CONNECT takes host:port, and Host must say the same: "+errAuthority.Error())
 	}
 	hostport := net.JoinHostPort(host, port)
@@ -98,10 +97,11 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 		},
 		SessionTicketsDisabled: true, // a ticket would outlive the pin
 	})
-	s.tunnels.put(&pinned{
+	p := &pinned{
 		guarded: guard(secure), host: host, port: port,
 		hostport: net.JoinHostPort(host, port), header: hostHeader(s.routing.Load().scheme(net.JoinHostPort(host, port)), host, port),
-	})
+	}
+	s.conns.run(p, newSession(p, &s.closing, s.serveInner))
 }
 
 var errSNI = errors.New("the TLS server name is not the host of CONNECT")
@@ -115,12 +115,8 @@ type pinned struct {
 	header     string // the same as the Host field says it
 }
 
+// connKey is the context key under which a request finds its connection.
 type connKey struct{}
-
-// connContext lets a request find its connection.
-func connContext(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, c)
-}
 
 // framing is what was wrong with what the client sent on its connection, or nil.
 func (x *exchange) framing() error {
@@ -129,41 +125,6 @@ func (x *exchange) framing() error {
 	}
 	return nil
 }
-
-// handoff is a listener that yields connections put into it.
-type handoff struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newHandoff() *handoff {
-	return &handoff{conns: make(chan net.Conn), done: make(chan struct{})}
-}
-
-func (h *handoff) put(c net.Conn) {
-	select {
-	case h.conns <- c:
-	case <-h.done:
-		c.Close()
-	}
-}
-
-func (h *handoff) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *handoff) Close() error {
-	h.once.Do(func() { close(h.done) })
-	return nil
-}
-
-func (h *handoff) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
 
 // bufferedHijacker gives goproxy a hijacked connection that first yields what
 // the server had read ahead; goproxy drops the reader that holds it.
@@ -255,7 +216,7 @@ func clientText(err error) string {
 
 func problemResponse(status int, code, msg string) *http.Response {
 	ct, body := provider.ErrorBody("problem", code, status, msg, false)
-	h := http.Header{"Content-Type": {ct}, "Content-Length": {fmt.Sprint(len(body))}, errorField: {code}, "Connection": {"close"}}
+	h := http.Header{"Content-Type": {ct}, "Content-Length": {fmt.Sprint(len(body))}, errorField: {code}}
 	return &http.Response{
 		StatusCode: status, Status: fmt.Sprintf("%d %s", status, http.StatusText(status)),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, Close: true,

@@ -152,27 +152,90 @@ func closeRead(c net.Conn) error {
 	return nil
 }
 
-// registry knows the connections that no http.Server watches any more: tunnels
-// and upgraded connections. Its count is of all accepted ones.
+// registry knows every connection that a shutdown has to end: sessions, the far
+// sides of tunnels, upgraded connections.
 type registry struct {
-	count atomic.Int64
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
-	empty chan struct{} // closed when the last one goes; nil while nobody waits
+	count atomic.Int64 // of accepted connections
+	wg    sync.WaitGroup
+
+	mu       sync.Mutex
+	stopped  bool
+	listener net.Listener
+	conns    map[net.Conn]*session // nil where no session watches it
+	empty    chan struct{}         // closed when the last one goes; nil while nobody waits
 }
 
+// open takes the listener; false if the server was shut down before.
+func (r *registry) open(ln net.Listener) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listener = ln
+	if r.stopped {
+		ln.Close()
+	}
+	return !r.stopped
+}
+
+func (r *registry) stopAccepting() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	if r.listener != nil {
+		r.listener.Close()
+	}
+}
+
+// run serves a session in a goroutine of its own.
+func (r *registry) run(c net.Conn, s *session) {
+	r.mu.Lock()
+	stopped := r.stopped
+	if !stopped {
+		r.put(c, s)
+		r.wg.Add(1)
+	}
+	r.mu.Unlock()
+	if stopped {
+		c.Close()
+		return
+	}
+	go func() {
+		defer r.wg.Done()
+		defer r.leave(c, s)
+		s.serve()
+	}()
+}
+
+func (r *registry) put(c net.Conn, s *session) {
+	if r.conns == nil {
+		r.conns = map[net.Conn]*session{}
+	}
+	r.conns[c] = s
+}
+
+// add registers a connection that no session watches.
 func (r *registry) add(c net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.conns == nil {
-		r.conns = map[net.Conn]struct{}{}
+	r.put(c, nil)
+}
+
+// leave removes a session's connection, unless it was hijacked and lives on
+// under another name.
+func (r *registry) leave(c net.Conn, s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns[c] == s {
+		r.drop(c)
 	}
-	r.conns[c] = struct{}{}
 }
 
 func (r *registry) remove(c net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.drop(c)
+}
+
+func (r *registry) drop(c net.Conn) {
 	delete(r.conns, c)
 	if len(r.conns) == 0 && r.empty != nil {
 		close(r.empty)
@@ -180,12 +243,31 @@ func (r *registry) remove(c net.Conn) {
 	}
 }
 
+// closeIdle closes the connections that wait for a request.
+func (r *registry) closeIdle() {
+	for _, c := range r.list(func(s *session) bool { return s != nil && s.idle.Load() }) {
+		c.Close()
+	}
+}
+
+func (r *registry) list(want func(*session) bool) []net.Conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var conns []net.Conn
+	for c, s := range r.conns {
+		if want(s) {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
 // drain waits until no connection is left or ctx ends.
-func (r *registry) drain(ctx context.Context) {
+func (r *registry) drain(ctx context.Context) error {
 	r.mu.Lock()
 	if len(r.conns) == 0 {
 		r.mu.Unlock()
-		return
+		return nil
 	}
 	if r.empty == nil {
 		r.empty = make(chan struct{})
@@ -194,18 +276,14 @@ func (r *registry) drain(ctx context.Context) {
 	r.mu.Unlock()
 	select {
 	case <-empty:
+		return nil
 	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
 func (r *registry) closeAll() {
-	r.mu.Lock()
-	conns := make([]net.Conn, 0, len(r.conns))
-	for c := range r.conns {
-		conns = append(conns, c)
-	}
-	r.mu.Unlock()
-	for _, c := range conns {
+	for _, c := range r.list(func(*session) bool { return true }) {
 		c.Close()
 	}
 }

@@ -58,9 +58,5 @@ func (x *exchange) ownName() string {
 	if self != "*" {
 		return self
 	}
-	a, _ := x.r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if a == nil {
-		return ""
-	}
-	return a.String()
+	return x.r.Context().Value(connKey{}).(net.Conn).LocalAddr().String()
 }

@@ -15,7 +15,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,10 +26,9 @@ import (
 
 // Limits on what a client may hold.
 const (
-	headTimeout  = 10 * time.Second
-	idleTimeout  = 2 * time.Minute
-	maxHeadBytes = 64 << 10
-	maxConns     = 16384
+	headTimeout = 10 * time.Second
+	idleTimeout = 2 * time.Minute
+	maxConns    = 16384
 	// tunnelIdle ends a tunnel on which nothing moved, in either direction, for this long.
 	tunnelIdle = 30 * time.Minute
 )
@@ -60,36 +58,18 @@ type Server struct {
 	conns   registry
 	denials *denials
 
-	outer   *http.Server // the listener: routes, absolute-form, CONNECT
-	inner   *http.Server // decrypted tunnels
-	tunnels *handoff
+	closing atomic.Bool
 	front   *goproxy.ProxyHttpServer
 	self    atomic.Pointer[string] // the listener's own literal address; "" where Host is not checked
 }
 
 // New makes a server; it serves nothing until Swap and Serve were called.
 func New(o Options) *Server {
-	s := &Server{Options: o, known: o.Known, why: o.Why, tunnels: newHandoff()}
+	s := &Server{Options: o, known: o.Known, why: o.Why}
 	s.denials = newDenials(o)
 	s.routing.Store(&Routing{})
-	errs := slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug)
-	s.outer = &http.Server{
-		Handler: http.HandlerFunc(s.serveOuter), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: connContext,
-	}
-	s.inner = &http.Server{
-		Handler: http.HandlerFunc(s.serveInner), ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeadBytes, ErrorLog: errs, ConnContext: connContext,
-		Protocols: http1Only(),
-	}
 	s.front = s.newFront()
 	return s
-}
-
-func http1Only() *http.Protocols {
-	p := new(http.Protocols)
-	p.SetHTTP1(true)
-	return p
 }
 
 // Swap installs a new generation's table. Requests under way end on the one they began with.
@@ -110,28 +90,40 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 		self = "*" // bound to every address: each connection's own local address counts
 	}
 	s.self.Store(&self)
-	go s.inner.Serve(s.tunnels)
-	err := s.outer.Serve(&listener{Listener: ln, s: s, uids: uids})
-	if errors.Is(err, http.ErrServerClosed) {
+	l := &listener{Listener: ln, s: s, uids: uids}
+	if !s.conns.open(l) {
 		return nil
 	}
-	return err
+	for pause := 5 * time.Millisecond; ; {
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = 5 * time.Millisecond
+			s.conns.run(c, newSession(c, &s.closing, s.serveOuter))
+		case s.closing.Load():
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default: // no file descriptor is left, or the like: it passes
+			s.Logger.Warn("a connection could not be accepted", "error", err.Error())
+			time.Sleep(pause)
+			pause = min(2*pause, time.Second)
+		}
+	}
 }
 
 // Shutdown stops accepting, lets requests under way end until ctx does, then
-// closes what is left, tunnels and upgraded connections included.
+// closes what is left, tunnels and upgraded connections included. The error
+// is ctx's if something had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
-	var wg sync.WaitGroup
-	errs := make([]error, 2)
-	wg.Go(func() { errs[0] = s.outer.Shutdown(ctx) })
-	wg.Go(func() { errs[1] = s.inner.Shutdown(ctx) })
-	wg.Wait()
-	s.conns.drain(ctx)
-	s.outer.Close()
-	s.inner.Close()
+	s.closing.Store(true)
+	s.conns.stopAccepting()
+	s.conns.closeIdle()
+	err := s.conns.drain(ctx)
 	s.conns.closeAll()
+	s.conns.wg.Wait()
 	s.denials.stop()
-	return errors.Join(errs...)
+	return err
 }
 
 // serveOuter takes what arrives on the listener itself.
