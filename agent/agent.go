@@ -156,6 +156,16 @@ func keyPatterns(c *config.Config) []string {
 	return out
 }
 
+// Masked is a text without what has the form of a provider key: for messages
+// that repeat what somebody typed.
+func Masked(text string) string {
+	s, err := redact.New(redact.Options{Patterns: keyPatterns(&config.Config{})})
+	if err != nil {
+		return "(this message cannot be shown)"
+	}
+	return string(s.Text([]byte(text)))
+}
+
 // forwardHosts are the names that the interception CA may sign for.
 func forwardHosts(c *config.Config) []string {
 	var hosts []string
@@ -195,7 +205,7 @@ func (a *Agent) start(ctx context.Context) error {
 		a.record(context.Background(), audit.Event{Event: "agent.stopped", Outcome: "ok"})
 	})
 	if c.CA.Dir != "" {
-		if err := a.writeTrust(c); err != nil {
+		if err := a.writeTrust(c, c.CA.Dir); err != nil {
 			return fmt.Errorf("ca.dir: %w", err)
 		}
 	}
@@ -359,10 +369,10 @@ func (a *Agent) record(ctx context.Context, e audit.Event) error {
 }
 
 // writeTrust writes the public certificates that clients of CONNECT need.
-func (a *Agent) writeTrust(c *config.Config) error {
+func (a *Agent) writeTrust(c *config.Config, dir string) error {
 	more, err := readOptional(c.Egress.CAFile)
 	if err != nil {
 		return err
 	}
-	return a.ca.WriteTrust(c.CA.Dir, more)
+	return a.ca.WriteTrust(dir, more)
 }

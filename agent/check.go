@@ -4,16 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
+	"github.com/postern-proxy/postern/config"
 )
 
 // Report is what Check found.
@@ -36,7 +42,8 @@ type KeyCheck struct {
 	Required bool          `json:"required"`
 	Version  int           `json:"version"`
 	Created  time.Time     `json:"created,omitzero"`
-	State    string        `json:"state"` // present, missing, or the reason why it cannot be used
+	Missing  bool          `json:"missing,omitempty"` // nothing of it is stored
+	State    string        `json:"state"`             // present, missing, or the reason why it cannot be used
 	Probe    string        `json:"probe,omitempty"`
 	Status   int           `json:"status,omitempty"`
 	Latency  time.Duration `json:"latency_ns,omitempty"`
@@ -46,18 +53,25 @@ type KeyCheck struct {
 // Check does everything that an agent does at start but serve. The error is
 // for a configuration that cannot be built at all; all else is in the report.
 func Check(ctx context.Context, o Options, probe bool) (Report, error) {
+	c := o.Config
+	idle := *c
+	idle.Audit.File = "-" // the record is looked at below, for it may be a running agent's
+	o.Config, o.Audit = &idle, io.Discard
 	a, err := New(o)
 	if err != nil {
 		return Report{}, err
 	}
 	defer a.discard()
 	r := Report{OK: true}
-	c, g := a.cfg.Load(), a.gen.Load()
+	g := a.gen.Load()
 	r.step("configuration "+c.Source, nil)
-	r.step("listen.proxy "+c.Listen.Proxy, canListen(c.Listen.Proxy))
-	r.step("listen.admin "+c.Listen.Admin, canListen(c.Listen.Admin))
+	r.listen("listen.proxy", c.Listen.Proxy)
+	r.listen("listen.admin", c.Listen.Admin)
 	if c.CA.Dir != "" {
-		r.step("ca.dir "+c.CA.Dir, a.writeTrust(c))
+		r.step("ca.dir "+c.CA.Dir, a.tryTrust(c))
+	}
+	if c.Audit.File != "-" {
+		r.record(c.Audit.File)
 	}
 	if l, ok := g.store.Store.(interface{ Login(context.Context) error }); ok {
 		r.step("store: log in", l.Login(ctx))
@@ -69,7 +83,7 @@ func Check(ctx context.Context, o Options, probe bool) (Report, error) {
 		}
 		r.Keys = append(r.Keys, k)
 	}
-	r.Notes = notes()
+	r.Notes = append(r.Notes, notes()...)
 	for _, n := range c.Notes {
 		r.Notes = append(r.Notes, fmt.Sprint(n))
 	}
@@ -79,10 +93,73 @@ func Check(ctx context.Context, o Options, probe bool) (Report, error) {
 func (r *Report) step(what string, err error) {
 	s := Step{What: what}
 	if err != nil {
-		s.Problem = err.Error()
+		if pe, ok := err.(*fs.PathError); ok {
+			err = pe.Err // the path stands in what, or is one of our own making
+		}
+		s.Problem = strings.TrimPrefix(err.Error(), what+": ")
 		r.OK = false
 	}
 	r.Steps = append(r.Steps, s)
+}
+
+// listen tries an address. The agent itself may hold it, which is no fault of
+// the configuration: that is said, not failed.
+func (r *Report) listen(field, address string) {
+	err := canListen(address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		r.Notes = append(r.Notes, field+": "+address+" is in use: by the agent if it runs already, else by a program that must end first")
+		err = nil
+	}
+	r.step(field+" "+address, err)
+}
+
+// tryTrust writes the trust files beside where they belong and removes them: the
+// ones in ca.dir may be a running agent's.
+func (a *Agent) tryTrust(c *config.Config) error {
+	dir := c.CA.Dir
+	switch fi, err := os.Lstat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		dir = filepath.Dir(dir) // made at start
+	case err != nil:
+		return err
+	case fi.Mode()&fs.ModeSymlink != 0:
+		return errors.New("is a symbolic link: name the directory itself")
+	case !fi.IsDir():
+		return errors.New("is not a directory")
+	}
+	tmp, err := os.MkdirTemp(dir, ".postern-check-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	if err := a.writeTrust(c, tmp); err != nil {
+		return errors.New(strings.ReplaceAll(err.Error(), tmp, c.CA.Dir))
+	}
+	return nil
+}
+
+// record tries the audit record: as an agent would open it where it is there,
+// else whether it can be made.
+func (r *Report) record(file string) {
+	what := "audit.file " + file
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		f, err := os.CreateTemp(filepath.Dir(file), ".postern-check-")
+		if err == nil {
+			f.Close()
+			err = os.Remove(f.Name())
+		}
+		r.step(what, err)
+		return
+	}
+	f, err := audit.Open(file, audit.Options{})
+	if err == nil {
+		f.Close()
+	}
+	if errors.Is(err, audit.ErrInUse) {
+		r.Notes = append(r.Notes, what+" is in use: by the agent if it runs already")
+		err = nil
+	}
+	r.step(what, err)
 }
 
 // discard lets go of an agent that was never started.
@@ -106,8 +183,7 @@ func notes() []string {
 	return out
 }
 
-// canListen tries an address. The agent itself may hold it: that is no problem
-// of the configuration, so it is said, not failed.
+// canListen tries an address.
 func canListen(address string) error {
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		fi, err := os.Lstat(path)
@@ -133,6 +209,7 @@ func (g *generation) checkKey(ctx context.Context, name string, probe bool) KeyC
 	if err != nil {
 		out.State = err.Error()
 		if errors.Is(err, store.ErrNotFound) {
+			out.Missing = true
 			out.State = "missing: store it with `postern keys add " + name + "`"
 		}
 		return out

@@ -121,7 +121,6 @@ func (a *Agent) target(g *generation, dialer *upstream.Dialer, p config.Provider
 			return prov.Probe(ctx, tr, fields)
 		})
 	}
-	k.required = k.required || !p.Optional
 	return &proxy.Target{Name: p.Name, Provider: prov, Key: k.key, Transport: tr, Forward: p.Forwards()}, nil
 }
 
@@ -132,16 +131,21 @@ func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, p
 	if p.VaultPath != "" {
 		source = sync.Source{VaultPath: p.VaultPath, Field: p.Field}
 	}
-	k := &loadedKey{name: name, key: keyring.NewKey(name), probe: probe}
+	k := &loadedKey{name: name, required: required(c, name), key: keyring.NewKey(name), probe: probe}
 	k.loop = sync.New(sync.Options{
 		Name: name, Source: source, Environment: c.Environment, ProxyID: c.ProxyID,
 		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: probe, KeyPrefix: prov.Spec().KeyPrefix,
 		Ramp: c.Rotation.Ramp, Grace: c.Rotation.Grace, RejectRatio: c.Rotation.RejectRatio,
 		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync,
-		OnRetired: g.closeIdle,
+		Optional: !required(c, name), OnRetired: g.closeIdle,
 	})
 	g.keys[name] = k
 	return k
+}
+
+// required reports whether the agent is ready only with this key.
+func required(c *config.Config, key string) bool {
+	return slices.ContainsFunc(c.Providers, func(p config.Provider) bool { return p.KeyName() == key && !p.Optional })
 }
 
 // closeIdle drops connections that carried a retired key: buffers and HTTP/2 header tables go with them.

@@ -85,7 +85,7 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 	a.proxy.Swap(g.routing)
 	a.metrics.generation.Set(float64(g.number))
 	if next.CA.Dir != "" {
-		if err := a.writeTrust(next); err != nil {
+		if err := a.writeTrust(next, next.CA.Dir); err != nil {
 			a.log.Warn("ca.dir: the certificates could not be written again", "error", err.Error())
 		}
 	}

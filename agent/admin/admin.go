@@ -1,104 +1,207 @@
 // Package admin is the agent's read-only side: liveness, readiness, metrics, the
 // interception CA's certificate, and the status that `postern status` shows. It
 // knows no store and no key.
+//
+// No endpoint holds a secret, so the Host header is not looked at: kubelet and
+// Prometheus come by the pod's address.
 package admin
 
 import (
 	"bytes"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Options are where the answers come from. All but Scrub are required.
+// Limits of [NewServer]: an answer is small and made at once.
+const (
+	ReadHeaderTimeout = 5 * time.Second
+	ReadTimeout       = 10 * time.Second
+	WriteTimeout      = 30 * time.Second
+	IdleTimeout       = time.Minute
+	MaxHeaderBytes    = 16 << 10
+
+	maxScrapes = 4 // at once
+)
+
+// Options are where the answers come from. All but Stale and Scrub are required.
+// The functions may be called concurrently and must not wait for the store.
 type Options struct {
 	// Ready reports whether every required key was loaded, and names those that were not.
-	Ready    func() (ready bool, waiting []string)
+	Ready func() (ready bool, waiting []string)
+	// Stale names the keys that are served from memory with the store out of
+	// reach. They do not make the agent unready. Nil means none.
+	Stale    func() []string
 	Registry prometheus.Gatherer
 	CAPEM    func() []byte
 	// Status is shown as JSON; it must hold no secret.
 	Status func() any
-	// Scrub is the second net under /status and /metrics; nil leaves it out.
+	// Scrub is the second net under /status and /metrics; nil leaves it out. It
+	// returns its argument, unchanged, where there is nothing to scrub.
 	Scrub  func([]byte) []byte
 	Logger *slog.Logger
 }
 
 // Handler serves /livez, /readyz, /metrics, /ca.pem and /status for GET and
-// HEAD, and nothing else. Liveness depends on nothing but the process.
+// HEAD, and nothing else. Liveness depends on nothing but the process. Errors are
+// application/problem+json (RFC 9457); /readyz answers in a line of text, for
+// people and probes, unless the request accepts JSON.
 func Handler(o Options) http.Handler {
 	if o.Scrub == nil {
 		o.Scrub = func(b []byte) []byte { return b }
 	}
-	metrics := promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{
-		EnableOpenMetrics:  true, // native histograms and created timestamps need it or protobuf
-		ErrorHandling:      promhttp.ContinueOnError,
-		DisableCompression: true, // what is compressed cannot be scrubbed
-		ErrorLog:           slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn),
-	})
-	mux := http.NewServeMux()
-	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
-	mux.HandleFunc("/readyz", o.readyz)
-	mux.HandleFunc("/ca.pem", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/x-pem-file")
-		w.Write(o.CAPEM())
-	})
-	mux.HandleFunc("/status", o.status)
-	mux.HandleFunc("/metrics", func(w http.ResponseWriter, r *http.Request) {
-		rec := &recorder{header: w.Header(), status: http.StatusOK}
-		metrics.ServeHTTP(rec, r)
-		w.WriteHeader(rec.status)
-		w.Write(o.Scrub(rec.body.Bytes()))
-	})
-	return readOnly(mux)
-}
-
-// readOnly refuses what would change something, and keeps answers out of caches and frames.
-func readOnly(next http.Handler) http.Handler {
+	// An exact table, not a ServeMux: that one redirects where it guesses what was meant.
+	pages := map[string]http.HandlerFunc{
+		"/livez":   func(w http.ResponseWriter, _ *http.Request) { write(w, http.StatusOK, textType, []byte("ok\n")) },
+		"/readyz":  o.readyz,
+		"/metrics": o.metrics(),
+		"/ca.pem":  o.caPEM,
+		"/status":  o.status,
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
 		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		page := pages[r.URL.Path]
+		switch {
+		case page == nil:
+			refuse(w, http.StatusNotFound, "this listener has /livez, /readyz, /metrics, /ca.pem and /status")
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			h.Set("Allow", "GET, HEAD")
-			text(w, http.StatusMethodNotAllowed, "read only: use GET\n")
-			return
+			refuse(w, http.StatusMethodNotAllowed, "this listener is read only: use GET")
+		default:
+			page(w, r)
 		}
-		next.ServeHTTP(w, r)
 	})
 }
 
-func (o Options) readyz(w http.ResponseWriter, _ *http.Request) {
-	ready, waiting := o.Ready()
-	if ready {
-		text(w, http.StatusOK, "ok\n")
+// NewServer returns a server of Handler(o) with the limits above.
+func NewServer(o Options) *http.Server {
+	return &http.Server{
+		Handler:           Handler(o),
+		ReadHeaderTimeout: ReadHeaderTimeout,
+		ReadTimeout:       ReadTimeout,
+		WriteTimeout:      WriteTimeout,
+		IdleTimeout:       IdleTimeout,
+		MaxHeaderBytes:    MaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+	}
+}
+
+// readiness is /readyz as JSON; where it is not ready, a problem of RFC 9457.
+type readiness struct {
+	Type    string   `json:"type,omitempty"`
+	Title   string   `json:"title,omitempty"`
+	Status  int      `json:"status"`
+	Detail  string   `json:"detail"`
+	Ready   bool     `json:"ready"`
+	Waiting []string `json:"waiting,omitempty"`
+	Stale   []string `json:"stale,omitempty"`
+}
+
+func (o Options) readyz(w http.ResponseWriter, r *http.Request) {
+	a := readiness{Status: http.StatusOK, Detail: "ok"}
+	a.Ready, a.Waiting = o.Ready()
+	if o.Stale != nil {
+		a.Stale = o.Stale()
+	}
+	kind := "application/json"
+	switch {
+	case !a.Ready:
+		kind = problemType
+		a.Type, a.Title, a.Status = "about:blank", "not ready", http.StatusServiceUnavailable
+		a.Detail = "waiting for keys: " + strings.Join(a.Waiting, ", ")
+	case len(a.Stale) > 0:
+		a.Detail = "ok, though the store is out of reach; served from memory: " + strings.Join(a.Stale, ", ")
+	}
+	if !strings.Contains(r.Header.Get("Accept"), "json") {
+		write(w, a.Status, textType, append(o.Scrub([]byte(a.Detail)), '\n'))
 		return
 	}
-	text(w, http.StatusServiceUnavailable, "waiting for keys: "+strings.Join(waiting, ", ")+"\n")
+	b, err := json.Marshal(a)
+	if err != nil {
+		panic(err) // strings, an integer and a boolean
+	}
+	write(w, a.Status, kind, append(o.Scrub(b), '\n'))
+}
+
+func (o Options) caPEM(w http.ResponseWriter, _ *http.Request) {
+	b := o.CAPEM()
+	if len(b) == 0 {
+		refuse(w, http.StatusServiceUnavailable, "there is no CA at this moment")
+		return
+	}
+	write(w, http.StatusOK, "application/x-pem-file", b)
 }
 
 func (o Options) status(w http.ResponseWriter, _ *http.Request) {
 	b, err := json.Marshal(o.Status())
 	if err != nil {
 		o.Logger.Error("the status cannot be shown", "error", err.Error())
-		text(w, http.StatusInternalServerError, "the status cannot be shown\n")
+		refuse(w, http.StatusInternalServerError, "the status cannot be shown: see the agent's log")
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Write(append(o.Scrub(b), '\n'))
+	write(w, http.StatusOK, "application/json", append(o.Scrub(b), '\n'))
 }
 
-func text(w http.ResponseWriter, status int, body string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+// metrics holds each answer back until it is whole, so that it can be scrubbed.
+func (o Options) metrics() http.HandlerFunc {
+	h := promhttp.HandlerFor(o.Registry, promhttp.HandlerOpts{
+		EnableOpenMetrics:   true,
+		ErrorHandling:       promhttp.ContinueOnError,
+		DisableCompression:  true, // what is compressed cannot be scrubbed
+		MaxRequestsInFlight: maxScrapes,
+		ErrorLog:            slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn),
+	})
+	return func(w http.ResponseWriter, r *http.Request) {
+		rec := &recorder{header: http.Header{}, status: http.StatusOK}
+		h.ServeHTTP(rec, r)
+		body := o.Scrub(rec.body.Bytes())
+		kind := rec.header.Get("Content-Type")
+		if strings.Contains(kind, "protobuf") && !bytes.Equal(body, rec.body.Bytes()) {
+			// Its strings carry their lengths: scrubbed, it could not be read.
+			refuse(w, http.StatusInternalServerError, "a metric holds a known key; the text format shows which")
+			return
+		}
+		maps.Copy(w.Header(), rec.header)
+		write(w, rec.status, kind, body)
+	}
+}
+
+const (
+	textType    = "text/plain; charset=utf-8"
+	problemType = "application/problem+json"
+)
+
+// refuse answers with an error of RFC 9457.
+func refuse(w http.ResponseWriter, status int, detail string) {
+	b, err := json.Marshal(struct {
+		Type   string `json:"type"`
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{"about:blank", http.StatusText(status), status, detail})
+	if err != nil {
+		panic(err) // strings and an integer
+	}
+	write(w, status, problemType, append(b, '\n'))
+}
+
+func write(w http.ResponseWriter, status int, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	w.Write([]byte(body))
+	w.Write(body)
 }
 
-// recorder holds an answer back until it is whole, so that it can be scrubbed.
+// recorder is an http.ResponseWriter in memory.
 type recorder struct {
 	header http.Header
 	status int

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -87,12 +88,30 @@ func Start(t testing.TB, dir, yaml string, env ...string) *Agent {
 // Launch starts an agent without waiting for anything: it may refuse to start.
 func Launch(t testing.TB, dir, yaml string, env ...string) *Agent {
 	t.Helper()
+	return LaunchUnder(t, nil, dir, yaml, env...)
+}
+
+// StartUnder is Start of an agent whose command line stands behind another
+// one's (a tracer's, or a shell's that sets limits and execs).
+func StartUnder(t testing.TB, prefix []string, dir, yaml string, env ...string) *Agent {
+	t.Helper()
+	a := LaunchUnder(t, prefix, dir, yaml, env...)
+	if err := a.awaitServing(60 * time.Second); err != nil {
+		t.Fatalf("the agent did not start: %v\n%s", err, a.Log.String())
+	}
+	return a
+}
+
+// LaunchUnder is Launch behind another command, as StartUnder.
+func LaunchUnder(t testing.TB, prefix []string, dir, yaml string, env ...string) *Agent {
+	t.Helper()
 	file := filepath.Join(dir, "postern.yaml")
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a := &Agent{Config: file, Dir: dir, Log: &Buffer{}, Out: &Buffer{}, done: make(chan struct{})}
-	a.cmd = exec.Command(Binary(t), "agent", "-c", file)
+	args := slices.Concat(prefix, []string{Binary(t), "agent", "-c", file})
+	a.cmd = exec.Command(args[0], args[1:]...)
 	a.cmd.Env = Env(dir, env...)
 	a.cmd.Stdout, a.cmd.Stderr = a.Out, a.Log
 	if err := a.cmd.Start(); err != nil {

@@ -75,7 +75,7 @@ func (d *disk) open() (_ *os.File, err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.New("is in use by another process: give each agent a file of its own")
+			return nil, ErrInUse
 		}
 		return nil, fmt.Errorf("lock: %w", err)
 	}

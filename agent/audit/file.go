@@ -25,6 +25,9 @@ type Sink interface {
 // ErrClosed is the reason after Close.
 var ErrClosed = errors.New("closed")
 
+// ErrInUse is Open's error for a file that another process appends to.
+var ErrInUse = errors.New("is in use by another process: give each agent a file of its own")
+
 // Options are the settings of Open. The zero value is usable.
 type Options struct {
 	Boot   string                // names this process in its entries; "" means 32 random hex digits

@@ -45,11 +45,14 @@ type Manager struct {
 	Scope Scope
 }
 
-var nameShape = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+// nameShape is what providers[].key may be.
+var nameShape = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 
-func checkName(name string) error {
+// CheckName says whether a key may have this name. What looks like a key by
+// mistake is the caller's to hide.
+func CheckName(name string) error {
 	if !nameShape.MatchString(name) {
-		return fmt.Errorf("key name %q: use 1 to 63 lower-case letters, digits and '-', beginning with a letter or digit", name)
+		return fmt.Errorf("key name %q: use 1 to 63 lower-case letters, digits, '_' and '-', beginning with a letter or digit", name)
 	}
 	return nil
 }
@@ -73,26 +76,27 @@ type Added struct {
 // Add stores the next version of a key and creates the key where there is
 // none. Other fields of the secret are kept. The value stays the caller's.
 func (m *Manager) Add(ctx context.Context, name string, value *secret.Value, meta Meta) (Added, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return Added{}, err
 	}
-	var shape error
+	shape := errors.New("there is none, or it was destroyed")
 	value.Use(func(b []byte) { shape = secret.CheckKey(b) })
 	if shape != nil {
 		return Added{}, fmt.Errorf("the key of %s: %w", name, shape)
 	}
 	path := m.Scope.Path(name)
 	md, err := m.Store.Metadata(ctx, path)
-	fresh := errors.Is(err, store.ErrNotFound)
-	if err != nil && !fresh {
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return Added{}, err
 	}
+	// Metadata without a version is what an Add left that was cut off between the two.
+	fresh := md == nil || md.Current == 0
 	if err := m.describe(ctx, path, name, md, meta); err != nil {
 		return Added{}, err
 	}
 	fields := map[string]*secret.Value{Field: value}
 	var v store.Version
-	if fresh || md.Current == 0 {
+	if fresh {
 		v, err = m.Store.Put(ctx, path, fields, 0)
 	} else {
 		v, err = m.Store.Patch(ctx, path, fields, md.Current)
@@ -121,7 +125,10 @@ func (m *Manager) describe(ctx context.Context, path, name string, md *store.Met
 			return fmt.Errorf("%s belongs to environment %q, not to %q", name, env, m.Scope.Environment)
 		}
 	}
-	changed := false
+	changed, keep := false, maxVersions
+	if md != nil {
+		keep = max(keep, md.MaxVersions) // a lower number would destroy what is beyond it
+	}
 	set := func(k, given, def string) {
 		if given == "" && custom[k] == "" {
 			given = def
@@ -137,7 +144,7 @@ func (m *Manager) describe(ctx context.Context, path, name string, md *store.Met
 	if !changed && md != nil && md.MaxVersions >= maxVersions {
 		return nil
 	}
-	return m.Store.SetMetadata(ctx, path, custom, maxVersions)
+	return m.Store.SetMetadata(ctx, path, custom, keep)
 }
 
 // Version is one version of a key, as Show lists it.
@@ -173,12 +180,12 @@ func (i Info) Current() Version {
 
 // Show describes one key.
 func (m *Manager) Show(ctx context.Context, name string) (Info, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return Info{}, err
 	}
 	md, err := m.Store.Metadata(ctx, m.Scope.Path(name))
 	if errors.Is(err, store.ErrNotFound) {
-		return Info{}, fmt.Errorf("there is no key %s in %s, %s; `postern keys list` shows what there is: %w", name, m.Scope.Environment, m.Scope.ProxyID, err)
+		return Info{}, absent{fmt.Sprintf("there is no key %s in %s, %s; `postern keys list` shows what there is", name, m.Scope.Environment, m.Scope.ProxyID)}
 	}
 	if err != nil {
 		return Info{}, err
@@ -205,6 +212,12 @@ func (m *Manager) Show(ctx context.Context, name string) (Info, error) {
 	return info, nil
 }
 
+// absent says that there is no such key. It is a store.ErrNotFound.
+type absent struct{ text string }
+
+func (a absent) Error() string        { return a.text }
+func (a absent) Is(target error) bool { return target == store.ErrNotFound }
+
 // List describes every key of the scope, by name.
 func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	names, err := m.Store.List(ctx, m.Scope.folder())
@@ -213,7 +226,7 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	}
 	infos := []Info{}
 	for _, n := range names {
-		if checkName(n) != nil {
+		if CheckName(n) != nil {
 			continue // a folder, or something that is not ours
 		}
 		info, err := m.Show(ctx, n)

@@ -57,7 +57,11 @@ func (x *exchange) serve(rest string) {
 		return
 	}
 	lease, ok := x.t.Key.Pick(rand.Uint32())
-	if !ok {
+	switch {
+	case !ok && x.overtaken():
+		x.serve(rest)
+		return
+	case !ok:
 		x.noKey()
 		return
 	}
@@ -76,6 +80,27 @@ func (x *exchange) serve(rest string) {
 	defer resp.Body.Close()
 	lease.Version().Served()
 	x.respond(resp)
+}
+
+// overtaken matches the request anew where another generation came after it was
+// matched: the one before lets go of its keys. It reports whether there is a match.
+func (x *exchange) overtaken() bool {
+	rt := x.s.routing.Load()
+	t := rt.routes[x.t.Name]
+	if rt == x.rt || t == nil {
+		return false
+	}
+	if x.via == viaRoute {
+		x.rt, x.t = rt, t
+		return true
+	}
+	host, port, err := authority(x.r.URL.Host, map[bool]string{true: "443", false: "80"}[x.r.URL.Scheme == "https"])
+	if err != nil || rt.byHost(host, port) != t {
+		return false
+	}
+	x.rt, x.t = rt, t
+	x.pin(host, port)
+	return true
 }
 
 // outgoing makes the upstream request: the matched provider's host, the path

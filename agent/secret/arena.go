@@ -139,11 +139,11 @@ func (a *allocator) mapMemory(n int) (*mapping, error) {
 
 // ArenaStats describes the memory that holds secrets.
 type ArenaStats struct {
-	Locked      bool // every mapping is locked into memory (never swapped); false before the first Value
-	DontDump    bool // every mapping is left out of core dumps; false before the first Value
-	MappedBytes int  // without guard pages
-	UsedBytes   int  // in slots handed out, rounding included
-	Values      int  // slots handed out, those the package needs for itself included
+	Locked      bool `json:"locked"`       // every mapping is locked into memory (never swapped); false before the first Value
+	DontDump    bool `json:"dontdump"`     // every mapping is left out of core dumps; false before the first Value
+	MappedBytes int  `json:"mapped_bytes"` // without guard pages
+	UsedBytes   int  `json:"used_bytes"`   // in slots handed out, rounding included
+	Values      int  `json:"values"`       // slots handed out, those the package needs for itself included
 }
 
 // Stats describes the arena now. It may be called at any time.

@@ -115,7 +115,6 @@ func (l *Loop) loadedOrNot(id rotation.ID, h *held, err error) {
 	switch {
 	case err != nil && l.stopped:
 	case err == nil && (l.stopped || l.find(id) != nil): // too late, or read twice
-		l.held = append(l.held, h)
 		l.end(h, false)
 	case err == nil:
 		l.held = append(l.held, h)
@@ -274,9 +273,10 @@ func without(list []*held, h *held) []*held {
 func (l *Loop) veto(h rotation.Halt) {
 	l.log.Error("version halted: requests were refused with it and not with the other one", "version", h.To.Number, "failed", h.Failed, "served", h.Served)
 	l.later(&l.vetoes, func(ctx context.Context) error {
-		ok, err := l.src.veto(ctx, h)
-		if err == nil && !ok {
-			l.log.Warn("the halt cannot be shared: a key at vault_path has no place for it; each agent finds out by itself", "version", h.To.Number)
+		err := l.src.veto(ctx, h)
+		if errors.Is(err, errNoPlace) {
+			l.log.Warn("the halt cannot be shared; each agent finds out by itself", "version", h.To.Number, "error", err.Error())
+			return nil
 		}
 		return err
 	})
@@ -293,7 +293,11 @@ func (l *Loop) note(n rotation.Note) {
 		l.record(audit.Event{Event: EventRolledBack, Version: n.ID.Number, Detail: from(n.From)})
 	case rotation.NoteMissing:
 		if n.ID.Zero() {
-			l.log.Warn("no version of the key is stored")
+			level := slog.LevelWarn
+			if l.o.Optional {
+				level = slog.LevelInfo
+			}
+			l.log.Log(context.Background(), level, "no version of the key is stored")
 			return
 		}
 		l.log.Warn("the version that serves is stored no more; it goes on serving from memory until a newer one is stored", "version", n.ID.Number)

@@ -21,6 +21,7 @@ type memory struct {
 	kv    map[string]*entry
 	fail  map[string]error // by path; "" fails everything
 	hang  bool             // everything waits for its context
+	slow  time.Duration    // of Get below provider-keys/, whatever its context says
 	reads map[string]int
 
 	// vault_path
@@ -78,6 +79,12 @@ func values(data map[string]string) map[string]*secret.Value {
 }
 
 func (m *memory) Get(ctx context.Context, path string, version int) (*store.Secret, error) {
+	m.mu.Lock()
+	slow := m.slow
+	m.mu.Unlock()
+	if strings.HasPrefix(path, "provider-keys/") {
+		time.Sleep(slow)
+	}
 	defer m.mu.Unlock()
 	if err := m.enter(ctx, path); err != nil {
 		return nil, err
@@ -231,9 +238,17 @@ type journal struct {
 	mu     stdsync.Mutex
 	events []audit.Event
 	fail   error
+	slow   time.Duration // whatever the context says
 }
 
 func (j *journal) Append(ctx context.Context, e audit.Event) (audit.Head, error) {
+	j.mu.Lock()
+	slow := j.slow
+	j.mu.Unlock()
+	if slow > 0 {
+		time.Sleep(slow)
+		ctx = context.Background()
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -244,6 +259,12 @@ func (j *journal) Append(ctx context.Context, e audit.Event) (audit.Head, error)
 	}
 	j.events = append(j.events, e)
 	return audit.Head{Seq: uint64(len(j.events))}, nil
+}
+
+func (j *journal) set(slow time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.slow = slow
 }
 
 func (j *journal) broken(err error) {

@@ -123,10 +123,10 @@ func (s *kvSource) fetch(ctx context.Context, id rotation.ID) (*store.Secret, er
 	return sec, nil
 }
 
-func (s *kvSource) veto(ctx context.Context, h rotation.Halt) (bool, error) {
+func (s *kvSource) veto(ctx context.Context, h rotation.Halt) error {
 	texts, err := h.Encode()
 	if err != nil {
-		return true, err
+		return err
 	}
 	fields := make(map[string]*secret.Value, len(texts))
 	defer func() {
@@ -136,21 +136,19 @@ func (s *kvSource) veto(ctx context.Context, h rotation.Halt) (bool, error) {
 	}()
 	for name, b := range texts {
 		if fields[name], err = secret.New(b); err != nil {
-			return true, err
+			return err
 		}
 	}
 	at := s.halt + strconv.Itoa(h.To.Number)
 	if _, err = s.store.Put(ctx, at, fields, 0); !errors.Is(err, store.ErrConflict) {
-		return true, err
+		return err
 	}
 	// Somebody was first: with the same halt, unless it is left over from before numbering began anew.
-	switch there, err := s.readHalt(ctx, h.To, &sight{}); {
-	case err != nil:
-		return true, err
-	case there == nil:
-		return true, fmt.Errorf("%s: holds a halt of another version or may not be read; remove it: %w", at, store.ErrInvalid)
+	there, err := s.readHalt(ctx, h.To, &sight{})
+	if err == nil && there == nil {
+		err = fmt.Errorf("%s: holds a halt of another version or may not be read; remove it: %w", at, store.ErrInvalid)
 	}
-	return true, nil
+	return err
 }
 
 func (s *kvSource) close() {}

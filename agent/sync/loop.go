@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/postern-proxy/postern/agent/audit"
@@ -83,14 +84,13 @@ func (l *Loop) now() time.Time { return l.o.Store.Now().Round(0).UTC() }
 // tick does what time asks for.
 func (l *Loop) tick() {
 	now := time.Now()
-	for i := 0; i < len(l.leases); {
-		if over := l.leases[i]; !now.Before(over.until) {
-			l.leases = append(l.leases[:i], l.leases[i+1:]...)
-			l.expire(over.id, "its lease is over")
-			continue
+	l.leases = slices.DeleteFunc(l.leases, func(t lease) bool {
+		over := !now.Before(t.until)
+		if v, _ := l.k.Find(t.id); over && v.Loaded {
+			l.expire(t.id, "its lease is over")
 		}
-		i++
-	}
+		return over
+	})
 	if l.stales() && now.Sub(l.lastContact) >= l.o.MaxStale {
 		l.expire(rotation.ID{}, "the store was out of reach for max_stale")
 	}
@@ -101,9 +101,9 @@ func (l *Loop) tick() {
 	}
 }
 
-// stales reports whether only contact with the store keeps what is served
-// alive. What has a lease lives as long as that.
-func (l *Loop) stales() bool { return len(l.leases) == 0 && l.k.Usable() }
+// stales reports whether max_stale is running: the store is out of reach, and
+// what is served has no lease that says how long it lives.
+func (l *Loop) stales() bool { return l.failures > 0 && len(l.leases) == 0 && l.k.Usable() }
 
 func (l *Loop) expire(id rotation.ID, reason string) {
 	was := l.k.Usable()
@@ -195,13 +195,7 @@ func (l *Loop) saw(seen sight) {
 	l.forget(saidLook)
 	l.sayNotes(seen.notes)
 	l.looked, l.lastContact = true, now
-	l.leases = l.leases[:0]
-	for _, t := range seen.leases {
-		if v, ok := l.k.Find(t.id); t.until.After(now) || ok && v.Loaded {
-			l.leases = append(l.leases, t)
-		}
-	}
-	l.evidence()
+	l.leases = seen.leases
 	l.step(rotation.Observed{Now: l.now(), Versions: seen.versions, Record: seen.record, Halts: seen.halts})
 	l.nextLook = now.Add(l.every())
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	stdsync "sync"
@@ -34,6 +35,9 @@ const (
 )
 
 func key(n int) string { return fmt.Sprintf("sk-test-%024d", n) }
+
+// verdictSlow is live, three seconds later, whatever the context says.
+const verdictSlow rotation.Verdict = 99
 
 // logs is a writer that tests may read while it is written.
 type logs struct {
@@ -101,6 +105,10 @@ func (r *rig) probe(_ context.Context, fields map[string]*secret.Value) provider
 		defer r.mu.Unlock()
 		r.probes = append(r.probes, string(b))
 		v, ok := r.verdict[string(b)]
+		if v == verdictSlow {
+			time.Sleep(3 * time.Second)
+			v = rotation.VerdictLive
+		}
 		if !ok {
 			v = rotation.VerdictLive
 		}
@@ -183,6 +191,14 @@ func (a *agent) gauge(name, want string) {
 	a.t.Helper()
 	if err := testutil.GatherAndCompare(a.reg, strings.NewReader(want), name); err != nil {
 		a.t.Error(err)
+	}
+}
+
+// counted asserts postern_rotations_total.
+func (r *rig) counted(outcome string, want float64) {
+	r.t.Helper()
+	if got := testutil.ToFloat64(r.m.rotations.WithLabelValues("openai", outcome)); got != want {
+		r.t.Errorf("%v rotations %s, want %v", got, outcome, want)
 	}
 }
 
@@ -310,8 +326,13 @@ func TestARampGoesOnWhileTheStoreHangs(t *testing.T) {
 		a := r.rotated(func(o *Options) { o.Ramp = rotation.Ramp{{Weight: 1, For: 30 * time.Second}}; o.Grace = time.Minute })
 		a.shares("2:1 1:99")
 		r.store.set(func() { r.store.hang = true })
-		pass(25 * time.Second)
+		pass(2 * time.Second)
+		before := r.store.count(keyPath)
+		pass(23 * time.Second)
 		a.shares("2:100 1:0")
+		if n := r.store.count(keyPath) - before; n != 0 {
+			t.Errorf("%d more looks while one hangs", n)
+		}
 		pass(time.Minute)
 		a.shares("2:100")
 	})
@@ -325,7 +346,9 @@ func TestTheStoreIsAwayAndComesBack(t *testing.T) {
 		a.journal.told()
 		r.store.broken("", store.ErrUnavailable)
 		r.store.write(keyPath, key(2))
-		pass(10 * time.Minute)
+		pass(25 * time.Second)
+		a.recorded()
+		pass(10*time.Minute - 25*time.Second)
 		a.shares("1:100")
 		if s := a.Status(); s.Trouble != "unavailable" || s.Stale < 590 || !s.Usable {
 			t.Errorf("status %+v", s)
@@ -343,6 +366,17 @@ func TestTheStoreIsAwayAndComesBack(t *testing.T) {
 		a.recorded("key.stale 0 ended", "version.promoted 2 intent", "version.promoted 2 ok")
 		if s := a.Status(); s.Trouble != "" || s.Stale > 2 {
 			t.Errorf("status %+v", s)
+		}
+		if r.logged("can be read again") != 1 {
+			t.Error("nobody was told that the store is back")
+		}
+		r.store.broken("", store.ErrUnavailable)
+		pass(10 * time.Second)
+		if n := r.logged("the key cannot be read"); n != 2 {
+			t.Errorf("two outages were logged %d times", n)
+		}
+		if testutil.ToFloat64(r.m.reads.WithLabelValues("unavailable")) < 30 || testutil.ToFloat64(r.m.reads.WithLabelValues("ok")) < 3 {
+			t.Error("reads are not counted")
 		}
 	})
 }
@@ -372,15 +406,22 @@ func TestMaxStaleEndsTheUse(t *testing.T) {
 func TestADeadKeyIsNeverPromoted(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.says(key(2), rotation.VerdictDead)
-		a := r.rotated(nil)
-		a.shares("1:100")
+		r.store.write(keyPath, key(1))
+		a := r.start(nil)
+		a.journal.told()
+		r.store.write(keyPath, key(2))
 		pass(10 * time.Minute)
 		a.shares("1:100")
+		a.recorded("version.rejected 2 ok")
+		r.counted("rejected", 1)
+		if n := testutil.ToFloat64(r.m.probes.WithLabelValues("openai", "dead")); n != 1 {
+			t.Errorf("%v dead probes", n)
+		}
 		if n := r.probed(); n != 2 {
 			t.Errorf("%d probes", n)
 		}
 		s := a.Status()
-		if len(s.Versions) != 2 || s.Versions[0].State != "rejected" || !strings.Contains(s.Versions[0].Reason, "as the test says") {
+		if len(s.Versions) != 2 || s.Versions[0].State != "rejected" || !strings.Contains(s.Versions[0].Reason, "as the test says (status 200)") {
 			t.Errorf("status %+v", s.Versions)
 		}
 		if n := r.logged("version rejected"); n != 1 {
@@ -453,6 +494,9 @@ func TestAVersionIsWipedWhenItsLastRequestEnds(t *testing.T) {
 		if reads(lease.Version()) || a.retired() != 1 {
 			t.Error("not wiped after its last request")
 		}
+		if len(a.ending) > 0 {
+			t.Error("a wiped version is still waited for")
+		}
 		if got := r.redact.Text([]byte("x " + key(1))); strings.Contains(string(got), key(1)) {
 			t.Error("redaction forgot a retired key at once")
 		}
@@ -473,6 +517,7 @@ func TestAnEmergencyRevocation(t *testing.T) {
 		}
 		lease.Release()
 		a.recorded("version.revoked 1 ok")
+		r.counted("revoked", 1)
 		if s := a.Status(); a.Loading() || !strings.Contains(s.Reason(), "version 1 was revoked") {
 			t.Errorf("reason %q", s.Reason())
 		}
@@ -510,9 +555,12 @@ func TestEvidenceHaltsAVersionEverywhere(t *testing.T) {
 		if stored["failed"] != "5" || stored["served"] != "20" || !strings.Contains(stored["to"], `"number":2`) {
 			t.Errorf("the halt reads %v", stored)
 		}
+		r.counted("rolled_back", 2)
 		late := r.start(ramp) // and whoever starts later keeps away from it
 		pass(time.Minute)
 		late.shares("1:100")
+		pass(24 * time.Hour) // even when nothing of the rotation is left
+		r.start(ramp).shares("1:100")
 	})
 }
 
@@ -689,6 +737,9 @@ func TestStopWaitsForRequestsAndWipes(t *testing.T) {
 		if reads(lease.Version()) {
 			t.Error("not wiped")
 		}
+		if a.Status().Usable || r.logged("wiped under them") != 0 {
+			t.Error("a clean stop says something else")
+		}
 	})
 }
 
@@ -706,40 +757,103 @@ func TestStopDoesNotWaitForEver(t *testing.T) {
 		if reads(lease.Version()) {
 			t.Error("the bytes outlived the loop")
 		}
+		if r.logged("wiped under them") != 1 {
+			t.Error("nobody was told")
+		}
 		lease.Release()
 	})
 }
 
 func TestStopWhileAVersionIsOnItsWay(t *testing.T) {
-	for _, at := range []string{"load", "probe", "audit"} {
+	for at, slow := range map[string]func(a *agent){
+		"load":  func(a *agent) { a.store.set(func() { a.store.slow = 3 * time.Second }) },
+		"probe": func(a *agent) { a.says(key(1), verdictSlow) },
+		"audit": func(a *agent) { a.journal.set(3 * time.Second) },
+	} {
 		t.Run(at, func(t *testing.T) {
 			inBubble(t, func(r *rig) {
-				var a *agent
-				a = r.start(func(o *Options) {
-					o.Probe = func(ctx context.Context, f map[string]*secret.Value) provider.Result {
-						if at == "probe" {
-							<-ctx.Done()
-						}
-						return r.probe(ctx, f)
-					}
-				})
-				if at == "load" {
-					r.store.set(func() { r.store.hang = true })
-				}
-				if at == "audit" {
-					a.journal.broken(errors.New("disk full"))
-				}
+				a := r.start(nil)
+				pass(4900 * time.Millisecond)
 				r.store.write(keyPath, key(1))
-				pass(6 * time.Second)
-				before := secret.Stats().Values
+				slow(a)
+				pass(1100 * time.Millisecond) // the answer comes after the stop
 				a.stop()
 				a.shares("")
-				if after := secret.Stats().Values; after > before {
-					t.Errorf("%d values before, %d after", before, after)
+				if n := r.logged("version wiped"); n != 1 {
+					t.Errorf("wiped %d times", n)
+				}
+				if r.logged("version promoted") != 0 {
+					t.Error("promoted after the stop")
 				}
 			})
 		})
 	}
+}
+
+func TestAVersionThatIsReadTwice(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.store.write(keyPath, key(1))
+		a := r.start(func(o *Options) { o.Poll = time.Second; o.Grace = time.Hour })
+		pass(500 * time.Millisecond)
+		r.store.set(func() { r.store.slow = 3 * time.Second })
+		r.store.write(keyPath, key(2))
+		pass(time.Second) // version 2 is being read
+		r.store.write(keyPath, key(3))
+		pass(time.Second) // version 3 instead
+		r.store.set(func() { r.store.kv[keyPath].versions[2].Deleted = time.Now() })
+		pass(10 * time.Second) // and version 2 again: both answers come
+		a.shares("2:100 1:0")
+		if !reads(a.key.Entries()[0].Version) {
+			t.Error("the one in use was wiped")
+		}
+		if n := r.logged("version wiped"); n != 1 {
+			t.Errorf("%d copies were wiped", n)
+		}
+	})
+}
+
+func TestNothingIsLeftOfARetiredVersion(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		changes := 0
+		a := r.rotated(func(o *Options) { o.OnChange = func() { changes++ } })
+		if changes != 2 {
+			t.Errorf("told of %d changes", changes)
+		}
+		for range 5 { // what other tests left
+			runtime.GC()
+			pass(0)
+		}
+		before := secret.Stats().Values
+		pass(20 * time.Second)
+		a.shares("2:100")
+		// The key itself and redaction's copy of it; hashes stay.
+		if gone := before - secret.Stats().Values; gone < 2 {
+			t.Errorf("%d values are gone", gone)
+		}
+	})
+}
+
+// Whatever the store does: what is due by itself does not wait for the next look.
+func TestRetriesDoNotWaitForALook(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		slow := func(o *Options) { o.Poll = time.Hour }
+		r.store.write(keyPath, key(1))
+		a := r.start(slow)
+		a.journal.told()
+		r.store.write(keyPath, key(2))
+		pass(time.Hour - time.Second)
+		a.journal.broken(errors.New("disk full"))
+		pass(2 * time.Second)
+		a.shares("1:100")
+		a.journal.broken(nil)
+		pass(5 * time.Second)
+		a.shares("2:100 1:0")
+		a.journal.broken(errors.New("disk full"))
+		pass(10 * time.Second)
+		a.journal.broken(nil)
+		pass(5 * time.Second)
+		a.recorded("version.promoted 2 intent", "version.promoted 2 ok", "version.retired 1 ok")
+	})
 }
 
 func TestFetch(t *testing.T) {
@@ -752,7 +866,14 @@ func TestFetch(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer sec.Destroy()
-		if sec.Version.Number != 2 || sec.Fields[keyring.KeyField].Len() != len(key(2)) || sec.Fields["token"] != nil || sec.Fields["organization"].Len() != 5 {
+		r.store.write(keyPath, key(3))
+		r.store.set(func() { r.store.kv[keyPath].versions[2].Destroyed = true })
+		again, err := a.Fetch(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Destroy()
+		if sec.Version.Number != 2 || again.Version.Number != 2 || sec.Fields[keyring.KeyField].Len() != len(key(2)) || sec.Fields["token"] != nil || sec.Fields["organization"].Len() != 5 {
 			t.Errorf("fetched version %d, %d fields", sec.Version.Number, len(sec.Fields))
 		}
 	})
@@ -767,8 +888,16 @@ func TestCredentialsBesideTheKeyAreRedactedToo(t *testing.T) {
 		if got := string(r.redact.Text([]byte(password + " org-of-some-length-too"))); got != redact.Redacted+" org-of-some-length-too" {
 			t.Errorf("redacted to %q", got)
 		}
+		for range 5 { // what other tests left
+			runtime.GC()
+			pass(0)
+		}
+		before := secret.Stats().Values
 		r.store.writeFields(keyPath, map[string]string{"api_key": key(2), "password": "short"})
 		pass(10 * time.Second)
+		if more := secret.Stats().Values - before; more > 1 { // hashes of the key
+			t.Errorf("%d values are left of a refused version", more)
+		}
 		a.shares("1:100") // it could not be recognised in a log
 		if s := a.Status().Versions[0]; s.State != "rejected" || !strings.Contains(s.Reason, `field "password": 5 bytes`) {
 			t.Errorf("%+v", s)

@@ -44,6 +44,8 @@ type Options struct {
 	Probe func(ctx context.Context, fields map[string]*secret.Value) provider.Result
 	// KeyPrefix is the part of the key that is no secret.
 	KeyPrefix string
+	// Optional: that nothing of the key is stored is worth no warning.
+	Optional bool
 	// Credentials are fields beside the key that are secret too. Like the key
 	// they are told to Redact first, and refused where it cannot recognise them.
 	Credentials []string

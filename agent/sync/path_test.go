@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,6 +111,9 @@ func TestALeaseThatCannotBeExtendedIsReplaced(t *testing.T) {
 		a.shares("2:100 1:0")
 		pass(time.Minute)
 		a.shares("2:100") // its lease is over before its grace
+		if slices.Contains(a.journal.told(), "key.expired 1 ok") {
+			t.Error("expired, with another version in use")
+		}
 		if reads(old) {
 			t.Error("not wiped")
 		}
@@ -163,9 +167,20 @@ func TestWhatWasFoundAndNotUsedIsWiped(t *testing.T) {
 		if _, err := s.look(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
+		sec := s.found
 		s.close()
+		if sec.Fields["token"].Digest() != "" || s.found != nil {
+			t.Error("not wiped")
+		}
 		if now := secret.Stats().Values; now > before {
 			t.Errorf("%d values, %d after close", before, now)
+		}
+		a := r.start(fromPath)
+		src := a.src.(*pathSource)
+		src.found = &store.Secret{Fields: values(map[string]string{"token": key(2)})}
+		a.stop()
+		if src.found != nil {
+			t.Error("not wiped at the loop's end")
 		}
 	})
 }

@@ -19,8 +19,8 @@ type source interface {
 	// fetch reads one version's value under the names it has in the store. A
 	// halt against it is errHalted.
 	fetch(ctx context.Context, id rotation.ID) (*store.Secret, error)
-	// veto writes a halt for all agents. ok is false where the source has no place for it.
-	veto(ctx context.Context, h rotation.Halt) (ok bool, err error)
+	// veto writes a halt for all agents; errNoPlace where the source has none for it.
+	veto(ctx context.Context, h rotation.Halt) error
 	// close wipes what was found and not fetched.
 	close()
 }
@@ -46,6 +46,9 @@ type lease struct {
 	id    rotation.ID
 	until time.Time // local, monotonic
 }
+
+// errNoPlace: a key that somebody else laid out has no place for halts.
+var errNoPlace = errors.New("a key at vault_path has no place for halts")
 
 type errHalted struct{ halt rotation.Halt }
 

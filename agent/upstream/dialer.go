@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,6 +34,12 @@ const (
 	// once; net/http's default of 2 makes nearly every request a new handshake.
 	idlePerHost = 512
 	maxHeader   = 256 << 10
+	// maxAnswer bounds the head of an egress proxy's answer to CONNECT.
+	maxAnswer = 64 << 10
+	// An HTTP/2 connection carries every request to its host, so one that has
+	// gone silent is asked for a sign of life, and given up without one.
+	pingAfter   = 30 * time.Second
+	pingTimeout = 15 * time.Second
 )
 
 // Options configure a Dialer. The zero value dials directly, trusting the system's roots.
@@ -50,15 +57,17 @@ type Options struct {
 
 // Dialer opens outward connections. It is safe for concurrent use.
 type Dialer struct {
-	net   net.Dialer
-	proxy func(*url.URL) (*url.URL, error) // nil: always direct
-	roots *x509.CertPool                   // nil: the system's
-	extra []byte
+	net     net.Dialer
+	own     func(netip.AddrPort) bool
+	proxy   *url.URL                         // nil: always direct
+	through func(*url.URL) (*url.URL, error) // NO_PROXY's rules; nil URL: direct
+	roots   *x509.CertPool                   // nil: the system's
+	extra   []byte
 }
 
 // New checks the options and makes a Dialer.
 func New(o Options) (*Dialer, error) {
-	d := &Dialer{extra: o.Roots}
+	d := &Dialer{own: o.Own, extra: o.Roots}
 	d.net = net.Dialer{
 		Timeout:   connectTimeout,
 		KeepAlive: keepAlive,
@@ -79,8 +88,9 @@ func New(o Options) (*Dialer, error) {
 	if o.EgressProxy.Hostname() == "" {
 		return nil, errors.New("egress.proxy: names no host; write http://host:port")
 	}
-	conf := httpproxy.Config{HTTPProxy: o.EgressProxy.String(), HTTPSProxy: o.EgressProxy.String(), NoProxy: o.NoProxy}
-	d.proxy = conf.ProxyFunc()
+	d.proxy = o.EgressProxy
+	// It is asked for its decision alone: a URL that it could not read would mean "directly" to it.
+	d.through = (&httpproxy.Config{HTTPSProxy: "http://egress.invalid", NoProxy: o.NoProxy}).ProxyFunc()
 	return d, nil
 }
 
@@ -121,28 +131,31 @@ func (d *Dialer) Dial(ctx context.Context, hostport string) (net.Conn, error) {
 	}
 	conn, err := d.dialProxy(ctx, proxy)
 	if err != nil {
-		return nil, explainProxy(proxy.Host, err)
+		return nil, explainProxy(hostport, proxy.Host, err)
 	}
 	if err := connectThrough(ctx, conn, proxy, hostport); err != nil {
 		conn.Close()
-		return nil, explainProxy(proxy.Host, err)
+		return nil, explainProxy(hostport, proxy.Host, err)
 	}
 	return conn, nil
 }
 
+// proxyFor is the egress proxy, where host:port is reached through it.
 func (d *Dialer) proxyFor(hostport string) (*url.URL, error) {
-	if d.proxy == nil {
-		return nil, nil
-	}
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
+	literal, err := checkTarget(hostport)
+	if err != nil || d.proxy == nil {
 		return nil, err
 	}
-	// A literal address is checked here, because behind a proxy no socket of ours will ever be opened to it.
-	if ip, err := netip.ParseAddr(host); err == nil && forbidden(ip) {
-		return nil, errGuard
+	// An address is checked here, because behind a proxy no socket of ours will ever be opened to it.
+	if literal {
+		if err := checkAddress(hostport, d.own); err != nil {
+			return nil, err
+		}
 	}
-	return d.proxy(&url.URL{Scheme: "https", Host: hostport})
+	if through, err := d.through(&url.URL{Scheme: "https", Host: hostport}); err != nil || through == nil {
+		return nil, err
+	}
+	return d.proxy, nil
 }
 
 func (d *Dialer) dialProxy(ctx context.Context, proxy *url.URL) (net.Conn, error) {
@@ -166,33 +179,51 @@ func (d *Dialer) dialProxy(ctx context.Context, proxy *url.URL) (net.Conn, error
 
 // connectThrough asks an HTTP proxy for a tunnel (RFC 9110 section 9.3.6).
 func connectThrough(ctx context.Context, conn net.Conn, proxy *url.URL, hostport string) error {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	conn.SetDeadline(time.Now().Add(connectTimeout))
-	req := "CONNECT " + hostport + " HTTP/1.1\r\nHost: " + hostport + "\r\n"
-	if u := proxy.User; u != nil {
-		pass, _ := u.Password()
-		req += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+pass)) + "\r\n"
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	err := askTunnel(conn, proxy.User, hostport)
+	if !stop() { // then the deadline that ended the wait may still come, so the connection is of no use
+		return ctx.Err()
 	}
-	if _, err := conn.Write([]byte(req + "\r\n")); err != nil {
+	if err != nil {
 		return err
 	}
-	br := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
+	return conn.SetDeadline(time.Time{})
+}
+
+func askTunnel(conn net.Conn, user *url.Userinfo, hostport string) error {
+	req := "CONNECT " + hostport + " HTTP/1.1\r\nHost: " + hostport + "\r\n"
+	if user != nil {
+		pass, _ := user.Password()
+		req += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+pass)) + "\r\n"
+	}
+	if _, err := io.WriteString(conn, req+"\r\n"); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(&head{conn, maxAnswer}), &http.Request{Method: http.MethodConnect})
 	if err != nil {
 		return fmt.Errorf("no valid answer to CONNECT: %w", err)
 	}
-	resp.Body.Close()
+	// Its body is nobody's: after a 200 there is none, whatever its fields say, and after anything else the connection ends.
 	if resp.StatusCode != http.StatusOK {
 		return proxyStatus(resp.StatusCode)
 	}
-	if br.Buffered() > 0 {
-		return errors.New("bytes came before the tunnel was used")
+	return nil
+}
+
+// head reads byte by byte, so that what follows the head of an answer stays in
+// the connection (a host behind the tunnel may speak first), and not without end.
+type head struct {
+	r    io.Reader
+	left int
+}
+
+func (h *head) Read(p []byte) (int, error) {
+	if h.left == 0 {
+		return 0, errHead
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return conn.SetDeadline(time.Time{})
+	h.left--
+	return h.r.Read(p[:1])
 }
 
 // TransportOptions say how one provider is spoken to.
@@ -230,6 +261,7 @@ func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true,
 		Protocols:              protocols,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		ReadBufferSize:         8 << 10,
 		WriteBufferSize:        4 << 10,
 	}, nil

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,8 +35,20 @@ func (e *Error) Unwrap() error { return e.err }
 type proxyStatus int
 
 func (s proxyStatus) Error() string {
-	return "answered CONNECT with " + strconv.Itoa(int(s)) + " " + http.StatusText(int(s))
+	text := "answered CONNECT with " + strings.TrimSpace(strconv.Itoa(int(s))+" "+http.StatusText(int(s)))
+	switch {
+	case s == http.StatusProxyAuthRequired:
+		text += "; check the user and password in egress.proxy"
+	case s == http.StatusForbidden:
+		text += "; check whether it lets this host and port pass"
+	case s >= 500:
+		text += "; it could not reach the host itself"
+	}
+	return text
 }
+
+// errHead: an egress proxy's answer had no end.
+var errHead = errors.New("headers exceeded the limit")
 
 // Explain turns an error of a Transport's RoundTrip to host:port into an
 // *Error. A cancelled context stays what it is.
@@ -58,62 +71,96 @@ func explain(hostport string, err error) error {
 	return &Error{HostPort: hostport, Kind: kind, Hint: hint, err: err}
 }
 
-func explainProxy(proxy string, err error) error {
+// explainProxy is explain for what went wrong at the egress proxy, on the way to host:port.
+func explainProxy(hostport, proxy string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
 	_, hint := diagnose(err)
+	hint = "the egress proxy " + proxy + ": " + strings.TrimSuffix(hint, andProxy)
 	var status proxyStatus
 	if errors.As(err, &status) {
-		hint = status.Error()
-		if status == http.StatusProxyAuthRequired {
-			hint += "; check the user and password in egress.proxy"
-		}
+		hint = "the egress proxy " + proxy + " " + status.Error()
 	}
-	return &Error{HostPort: proxy, Kind: "proxy", Hint: "the egress proxy: " + hint, err: err}
+	return &Error{HostPort: hostport, Kind: "proxy", Hint: hint, err: err}
 }
+
+// andProxy ends a hint for a host that was dialled directly.
+const andProxy = ", and whether an egress proxy is needed (egress.proxy)"
 
 func diagnose(err error) (kind, hint string) {
 	var (
-		dns     *net.DNSError
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		record  tls.RecordHeaderError
-		alert   tls.AlertError
-		netErr  net.Error
+		dns    *net.DNSError
+		netErr net.Error
 	)
+	if hint := diagnoseTLS(err); hint != "" {
+		return "tls", hint
+	}
 	switch {
 	case errors.Is(err, errGuard):
 		return "guard", "refused by the address guard: " + errGuard.Error()
+	case errors.Is(err, errTarget):
+		return "guard", "refused by the address guard: " + errTarget.Error()
 	case errors.As(err, &dns):
 		if dns.IsNotFound {
 			return "dns", "the name does not resolve; check the spelling of the host and the resolver"
 		}
 		return "dns", "the name could not be resolved; check the resolver (network, DNS policy)"
-	case errors.As(err, &unknown):
-		return "tls", "its certificate is signed by an unknown authority; if a corporate proxy or a private CA stands there, name its root in egress.ca_file or in the provider's ca_file"
-	case errors.As(err, &name):
-		return "tls", "its certificate is for another name; check the host and what answers there"
-	case errors.As(err, &invalid):
-		return "tls", "its certificate is not valid (expired, not yet valid, or not for servers); check the clock and the certificate"
-	case errors.As(err, &record):
-		return "tls", "it does not speak TLS on this port; check the port"
-	case errors.As(err, &alert):
-		return "tls", "the TLS handshake was refused"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused", "connection refused; check that something listens there and that the port is right"
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
-		return "unreachable", "no route; check the network and whether an egress proxy is needed (egress.proxy)"
+		return "unreachable", "no route; check the network" + andProxy
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "other", "no file descriptor is left; raise the limit of open files"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "reset", "the connection was reset"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
-		return "timeout", "no answer in time; check the network, a firewall, and whether an egress proxy is needed (egress.proxy)"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), "server closed"):
+		return "timeout", "no answer in time; check the network, a firewall" + andProxy
+	}
+	return diagnoseHTTP(err)
+}
+
+// diagnoseTLS is the hint for an error of TLS; "" for any other.
+func diagnoseTLS(err error) string {
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		cert    *tls.CertificateVerificationError
+		record  tls.RecordHeaderError
+		op      *net.OpError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return "its certificate is signed by an unknown authority; if a corporate proxy or a private CA stands there, name its root in egress.ca_file or in the provider's ca_file"
+	case errors.As(err, &name):
+		return "its certificate is for another name; check the host and what answers there"
+	case errors.As(err, &invalid):
+		return "its certificate is not valid (expired, not yet valid, or not for servers); check the clock and the certificate"
+	case errors.As(err, &cert):
+		return "its certificate cannot be verified; check the certificate and the system's roots"
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+		return "it does not speak TLS on this port; check the port"
+	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"): // an alert: one of a few fixed texts
+		return "the TLS handshake failed (" + strings.TrimPrefix(op.Err.Error(), "tls: ") + "); TLS 1.2 or 1.3 is needed, and no client certificate is offered"
+	case strings.HasPrefix(root(err).Error(), "tls: "):
+		return "the TLS handshake failed; TLS 1.2 or 1.3 is needed"
+	}
+	return ""
+}
+
+// diagnoseHTTP sorts what net/http says in words only.
+func diagnoseHTTP(err error) (kind, hint string) {
+	says := func(texts ...string) bool {
+		return slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(err.Error(), s) })
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		says("server closed", "GOAWAY", "client connection lost", "client connection force closed", "use of closed network connection"):
 		return "closed", "the connection was closed before an answer came"
-	case strings.Contains(err.Error(), "malformed HTTP"), strings.Contains(err.Error(), "headers exceeded"):
+	case says("stream error:"):
+		return "reset", "the request was reset by the other side"
+	case says("malformed HTTP", "malformed MIME", "headers exceeded", "transport connection broken"):
 		return "protocol", "the answer is not valid HTTP"
 	}
 	return "other", fmt.Sprintf("the exchange failed (%T)", root(err))

@@ -94,13 +94,16 @@ func printVerified(w io.Writer, name string, r audit.Report) {
 		fmt.Fprintf(w, "%s%s: %s\n", at, p.Kind, p.Text)
 	}
 	if r.More > 0 {
-		fmt.Fprintf(w, "and %d problems more\n", r.More)
+		fmt.Fprintf(w, "and %s more\n", count(r.More, "problem", "problems"))
 	}
 	verdict := "intact"
-	if !r.OK() {
+	switch {
+	case !r.OK():
 		verdict = "NOT intact"
+	case r.Entries == 0:
+		verdict = "empty"
 	}
-	fmt.Fprintf(w, "%s: %s, %d entries in %d chains\n", name, verdict, r.Entries, len(r.Chains))
+	fmt.Fprintf(w, "%s: %s, %s in %s\n", name, verdict, count(r.Entries, "entry", "entries"), count(len(r.Chains), "chain", "chains"))
 	for _, ch := range r.Chains {
 		fmt.Fprintf(w, "  entries %d to %d, %s to %s, head %s\n", ch.First.Seq, ch.Head.Seq,
 			ch.Since.Format(time.RFC3339), ch.Until.Format(time.RFC3339), ch.Head)
@@ -157,11 +160,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 func printEntries(w io.Writer, entries []audit.Entry) {
 	rows := [][]string{{"SEQ", "TIME", "EVENT", "KEY", "VERSION", "OUTCOME", "ACTOR", "REASON"}}
 	for _, e := range entries {
-		version := "-"
-		if e.Version > 0 {
-			version = fmt.Sprint(e.Version)
-		}
-		rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Format(time.RFC3339), e.Event.Event, orDash(e.Key), version, orDash(e.Outcome), orDash(e.Actor), orDash(e.Reason)})
+		rows = append(rows, []string{fmt.Sprint(e.Seq), e.Time.Format(time.RFC3339), e.Event.Event, orDash(e.Key), number(e.Version), orDash(e.Outcome), orDash(e.Actor), orDash(e.Reason)})
 	}
 	table(w, rows)
 }

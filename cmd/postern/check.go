@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
-	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,25 +57,36 @@ func printReport(w io.Writer, r agent.Report, probe bool) {
 	for _, n := range r.Notes {
 		fmt.Fprintln(w, "note ", n)
 	}
-	if len(r.Keys) == 0 {
-		return
-	}
 	head := []string{"KEY", "REQUIRED", "VERSION", "AGE", "STATE"}
 	if probe {
 		head = append(head, "PROBE", "STATUS", "TOOK", "MEANS")
 	}
 	rows := [][]string{head}
+	var absent []string
 	for _, k := range r.Keys {
+		if !k.Required && k.Missing {
+			absent = append(absent, k.Name)
+			continue
+		}
 		required := "yes"
 		if !k.Required {
 			required = "no"
 		}
-		row := []string{k.Name, required, strconv.Itoa(k.Version), age(k.Created), k.State}
+		row := []string{k.Name, required, number(k.Version), age(k.Created), k.State}
 		if probe {
-			row = append(row, orDash(k.Probe), strconv.Itoa(k.Status), k.Latency.Round(time.Millisecond).String(), orDash(k.Meaning))
+			took := "-"
+			if k.Probe != "" {
+				took = k.Latency.Round(time.Millisecond).String()
+			}
+			row = append(row, orDash(k.Probe), number(k.Status), took, orDash(k.Meaning))
 		}
 		rows = append(rows, row)
 	}
-	fmt.Fprintln(w)
-	table(w, rows)
+	if len(rows) > 1 {
+		fmt.Fprintln(w)
+		table(w, rows)
+	}
+	if len(absent) > 0 {
+		fmt.Fprintf(w, "\nno key is stored, and none is required: %s\n", strings.Join(absent, ", "))
+	}
 }

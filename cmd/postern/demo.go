@@ -34,6 +34,9 @@ agent in front of them and a steady load through it. Then rotate the key every f
 seconds, and revoke the old one at the provider, while not one request fails.
 Nothing is needed and nothing is left behind. Ctrl-C ends it, or --for.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if length < 0 {
+				return usageError{errors.New("--for: a length of time above zero, as in 20s")}
+			}
 			if every < 2*time.Second {
 				return usageError{errors.New("--every: at least 2s, so that the old key can drain")}
 			}
@@ -49,7 +52,7 @@ Nothing is needed and nothing is left behind. Ctrl-C ends it, or --for.`,
 			return runDemo(ctx, cmd.OutOrStdout(), rate, every)
 		},
 	}
-	cmd.Flags().DurationVar(&length, "for", 0, "end after this long (default: at Ctrl-C)")
+	cmd.Flags().DurationVar(&length, "for", 0, "end after this long, as in 20s; 0: at Ctrl-C")
 	cmd.Flags().DurationVar(&every, "every", 4*time.Second, "time between two rotations")
 	cmd.Flags().IntVar(&rate, "rate", 250, "requests a second")
 	return cmd

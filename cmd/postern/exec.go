@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -32,12 +33,21 @@ func newExec(c *common) *cobra.Command {
 		Short: "Run a command with an agent in front of it",
 		Long: `Run a command whose SDKs reach their providers through an agent: base URLs are set
 to the agent's routes, key variables to a placeholder. The agent listens on a free
-port of its own and ends with the command; signals and the exit code pass through.
+port of its own and ends with the command; signals and the exit code pass through
+(127: no such command, 126: it cannot be run, 128+N: it died of signal N).
 
 With --forward the command also gets HTTPS_PROXY and the variables that make common
 runtimes trust the agent's certificate, for SDKs that read no base URL.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("wants a command, as in postern exec -- npm start")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := runnable(args[0]); err != nil {
+				return err
+			}
 			cfg, err := c.load()
 			if err != nil {
 				return err
@@ -49,6 +59,39 @@ runtimes trust the agent's certificate, for SDKs that read no base URL.`,
 	cmd.Flags().BoolVar(&forward, "forward", false, "also set HTTPS_PROXY and the CA variables")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the agent's log, not only its warnings")
 	return cmd
+}
+
+// Exit codes for a command that was not run, as shells have them.
+const (
+	exitCannotRun = 126
+	exitNotFound  = 127
+)
+
+// runnable looks for the command before anything is started for it.
+func runnable(name string) error {
+	_, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
+		return codedError{exitNotFound, fmt.Errorf("%s: command not found", name)}
+	case errors.Is(err, exec.ErrDot):
+		return codedError{exitCannotRun, fmt.Errorf("%s is found in the current directory only: write ./%s", name, name)}
+	}
+	return codedError{exitCannotRun, fmt.Errorf("%s cannot be run: %w", name, reason(err))}
+}
+
+// reason is an error of the operating system without the call that met it.
+func reason(err error) error {
+	var pe *fs.PathError
+	var ee *exec.Error
+	switch {
+	case errors.As(err, &pe):
+		return pe.Err
+	case errors.As(err, &ee):
+		return ee.Err
+	}
+	return err
 }
 
 func runExec(ctx context.Context, cfg *config.Config, args []string, forward, verbose bool) error {
@@ -83,7 +126,7 @@ func runExec(ctx context.Context, cfg *config.Config, args []string, forward, ve
 	if err := a.AwaitKeys(ctx, execReady); err != nil {
 		return err
 	}
-	return runChild(childCommand(a, cfg, args, forward))
+	return runChild(ctx, childCommand(a, cfg, args, forward))
 }
 
 // childCommand is the command in its environment.
@@ -106,13 +149,22 @@ func childCommand(a *agent.Agent, cfg *config.Config, args []string, forward boo
 	fmt.Fprintln(os.Stderr, "postern:", clientenv.Summary(vars, notes))
 	child := exec.Command(args[0], args[1:]...)
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
-	child.Env = mergeEnv(os.Environ(), vars)
+	child.Env = mergeEnv(os.Environ(), vars, storeSecret(cfg))
 	return child
 }
 
-// mergeEnv is the environment with vars in place of what had their names.
-func mergeEnv(env []string, vars []clientenv.Var) []string {
-	replaced := map[string]bool{}
+// storeSecret names the variable that opens the store, which is not the command's to have.
+func storeSecret(cfg *config.Config) string {
+	if s := cfg.Store.Sealed; s != nil {
+		return s.PassphraseEnv
+	}
+	return ""
+}
+
+// mergeEnv is the environment with vars in place of what had their names, and
+// without the variable named.
+func mergeEnv(env []string, vars []clientenv.Var, without string) []string {
+	replaced := map[string]bool{without: true}
 	for _, v := range vars {
 		replaced[v.Name] = true
 	}
@@ -129,15 +181,16 @@ func mergeEnv(env []string, vars []clientenv.Var) []string {
 }
 
 // runChild runs the command, passes signals on and returns its exit code.
-func runChild(child *exec.Cmd) error {
+// Nothing is run once ctx has ended: the signal came before there was anyone to pass it to.
+func runChild(ctx context.Context, child *exec.Cmd) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	defer signal.Stop(signals)
+	if ctx.Err() != nil {
+		return errors.New("interrupted before the command was run")
+	}
 	if err := startChild(child); err != nil {
-		if errors.Is(err, exec.ErrNotFound) {
-			return fmt.Errorf("%s: command not found", child.Path)
-		}
-		return err
+		return codedError{exitCannotRun, fmt.Errorf("%s cannot be run: %w", child.Args[0], reason(err))}
 	}
 	done := make(chan struct{})
 	go forwardSignals(child.Process, signals, done)

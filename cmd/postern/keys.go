@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -13,6 +15,7 @@ import (
 	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/config"
 )
 
 func newKeys(c *common) *cobra.Command {
@@ -26,18 +29,56 @@ so Vault's policies decide who may do what. A key's value is never printed.`,
 	return cmd
 }
 
-// manager opens the store as the caller.
-func (c *common) manager() (*keys.Manager, func(), error) {
+// keyStore is the store of a configuration, opened as the caller.
+type keyStore struct {
+	*keys.Manager
+	cfg   *config.Config
+	close func()
+}
+
+func (c *common) keys() (*keyStore, error) {
 	secret.Harden()
 	cfg, err := c.load()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	st, closer, err := agent.OpenStore(cfg, agent.StoreOptions{Operator: true, Version: version})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return &keys.Manager{Store: st, Scope: keys.Scope{Environment: cfg.Environment, ProxyID: cfg.ProxyID}}, closer, nil
+	m := &keys.Manager{Store: st, Scope: keys.Scope{Environment: cfg.Environment, ProxyID: cfg.ProxyID}}
+	return &keyStore{Manager: m, cfg: cfg, close: closer}, nil
+}
+
+// place says where the keys are kept.
+func (s *keyStore) place() string {
+	if v := s.cfg.Store.Vault; v != nil {
+		return v.Address + ", " + v.Mount + "/" + v.Prefix
+	}
+	return s.cfg.Store.Sealed.File
+}
+
+// users are the names of the providers that carry a key.
+func (s *keyStore) users(key string) []string {
+	var names []string
+	for _, p := range s.cfg.Providers {
+		if p.VaultPath == "" && p.Key == key {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
+// oneName wants the name of a key and nothing more. It repeats no argument.
+func oneName(_ *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return errors.New("wants the NAME of a key, as in openai")
+	case len(args) > 1 || agent.Masked(args[0]) != args[0]:
+		return errors.New(`takes the NAME of a key only, as in openai. The key itself is asked for, or read from standard input or a
+file: an argument can be seen by other users and stays in the shell's history. If that was a key, replace it at its provider`)
+	}
+	return keys.CheckName(args[0])
 }
 
 func newKeysAdd(c *common) *cobra.Command {
@@ -52,28 +93,31 @@ from --file; it is never taken from an argument, where other users could see it.
 
   postern keys add openai
   postern keys add openai < key.txt`,
-		Args: cobra.ExactArgs(1),
+		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := c.keys()
+			if err != nil {
+				return err
+			}
+			defer s.close()
 			value, err := readKey(cmd, args[0], file)
 			if err != nil {
 				return err
 			}
 			defer value.Destroy()
-			m, done, err := c.manager()
+			added, err := s.Add(cmd.Context(), args[0], value, meta)
 			if err != nil {
 				return err
 			}
-			defer done()
-			added, err := m.Add(cmd.Context(), args[0], value, meta)
-			if err != nil {
-				return err
+			if len(s.users(added.Name)) == 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "postern: note: no provider of the configuration (%s) uses a key named %s\n", s.cfg.Source, added.Name)
 			}
 			return c.print(cmd, added, func(w io.Writer) {
 				verb := "stored version"
 				if added.New {
 					verb = "created with version"
 				}
-				fmt.Fprintf(w, "%s: %s %d in %s, %s\n", added.Name, verb, added.Version, m.Scope.Environment, m.Scope.ProxyID)
+				fmt.Fprintf(w, "%s: %s %d in %s, %s (%s)\n", added.Name, verb, added.Version, s.Scope.Environment, s.Scope.ProxyID, s.place())
 			})
 		},
 	}
@@ -98,7 +142,7 @@ func readKey(cmd *cobra.Command, name, file string) (*secret.Value, error) {
 		b, err = readWiped(file)
 	case isFile && term.IsTerminal(int(stdin.Fd())):
 		fmt.Fprintf(cmd.ErrOrStderr(), "Key for %s (not shown): ", name)
-		b, err = term.ReadPassword(int(stdin.Fd()))
+		b, err = readHidden(cmd.Context(), int(stdin.Fd()))
 		fmt.Fprintln(cmd.ErrOrStderr())
 	default:
 		b, err = readBounded(cmd.InOrStdin())
@@ -115,9 +159,34 @@ func readKey(cmd *cobra.Command, name, file string) (*secret.Value, error) {
 		return nil, errors.New("no key was given; pipe it in (postern keys add " + name + " < key.txt) or type it at the prompt")
 	}
 	if err := secret.CheckKey(b[:end]); err != nil {
-		return nil, fmt.Errorf("the key of %s: %w", name, err)
+		return nil, fmt.Errorf("%s %w", name, err) // which begins with "key: "
 	}
 	return secret.New(b[:end])
+}
+
+// readHidden reads a line from a terminal without echo. Ctrl-C ends it, with
+// the terminal as it was.
+func readHidden(ctx context.Context, fd int) ([]byte, error) {
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, err
+	}
+	type answer struct {
+		b   []byte
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		b, err := term.ReadPassword(fd)
+		got <- answer{b, err}
+	}()
+	select {
+	case a := <-got:
+		return a.b, a.err
+	case <-ctx.Done():
+		term.Restore(fd, before)
+		return nil, errors.New("interrupted; nothing was stored")
+	}
 }
 
 func readWiped(file string) ([]byte, error) {
@@ -147,24 +216,24 @@ func newKeysList(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the keys of this environment and proxy id",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, done, err := c.manager()
+			s, err := c.keys()
 			if err != nil {
 				return err
 			}
-			defer done()
-			infos, err := m.List(cmd.Context())
+			defer s.close()
+			infos, err := s.List(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return c.print(cmd, infos, func(w io.Writer) {
 				if len(infos) == 0 {
-					fmt.Fprintf(w, "no keys in %s, %s; `postern keys add NAME` stores one\n", m.Scope.Environment, m.Scope.ProxyID)
+					fmt.Fprintf(w, "no keys in %s, %s; `postern keys add NAME` stores one\n", s.Scope.Environment, s.Scope.ProxyID)
 					return
 				}
 				rows := [][]string{{"NAME", "PROVIDER", "VERSION", "AGE", "LABEL"}}
 				for _, i := range infos {
 					v := i.Current()
-					rows = append(rows, []string{i.Name, orDash(i.Provider), strconv.Itoa(v.Number), age(v.Created), orDash(i.Label)})
+					rows = append(rows, []string{i.Name, orDash(i.Provider), number(v.Number), age(v.Created), orDash(i.Label)})
 				}
 				table(w, rows)
 			})
@@ -177,19 +246,20 @@ func newKeysList(c *common) *cobra.Command {
 func newKeysShow(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show NAME", Short: "Show a key's versions, never its value",
-		Args: cobra.ExactArgs(1),
+		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, done, err := c.manager()
+			s, err := c.keys()
 			if err != nil {
 				return err
 			}
-			defer done()
-			i, err := m.Show(cmd.Context(), args[0])
+			defer s.close()
+			i, err := s.Show(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return c.print(cmd, i, func(w io.Writer) {
-				fmt.Fprintf(w, "%s  provider %s, label %s\n", i.ID, orDash(i.Provider), orDash(i.Label))
+				fmt.Fprintf(w, "%s: provider %s, label %s\n", i.ID, orDash(i.Provider), orDash(i.Label))
+				fmt.Fprintf(w, "used by: %s\n\n", orDash(strings.Join(s.users(i.Name), ", ")))
 				rows := [][]string{{"VERSION", "STATE", "AGE", "WRITTEN BY"}}
 				for _, v := range i.Versions {
 					rows = append(rows, []string{strconv.Itoa(v.Number), v.State, age(v.Created), orDash(v.CreatedBy)})

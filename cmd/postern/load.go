@@ -155,11 +155,13 @@ func (s *screen) draw(l *load, st agent.Status) {
 	var versions []string
 	for _, k := range st.Keys {
 		for _, v := range k.Versions {
-			versions = append(versions, fmt.Sprintf("v%d %s", v.Number, v.State))
+			if v.State != "retired" { // of which there is one more after each rotation
+				versions = append(versions, fmt.Sprintf("v%d %s", v.Number, v.State))
+			}
 		}
 	}
 	rows := [][]string{
-		{"TIME", "REQUESTS", "FAILED", "ROTATIONS", "KEY VERSIONS", "WRITE TO FIRST USE", "MEDIAN"},
+		{"TIME", "REQUESTS", "FAILED", "ROTATIONS", "KEY", "IN USE AFTER", "MEDIAN"},
 		{
 			fmt.Sprintf("%ds", int(time.Since(s.start).Seconds())), fmt.Sprint(l.sent.Load()), fmt.Sprint(l.failed.Load()),
 			fmt.Sprint(len(s.swaps)), strings.Join(versions, ", "), s.last(), l.median().Round(10 * time.Microsecond).String(),
@@ -171,7 +173,7 @@ func (s *screen) draw(l *load, st agent.Status) {
 		}
 		var b bytes.Buffer
 		for _, r := range rows {
-			fmt.Fprintf(&b, "%-6s %-10s %-8s %-10s %-32s %-20s %s\n", r[0], r[1], r[2], r[3], r[4], r[5], r[6])
+			fmt.Fprintf(&b, "%-6s %-10s %-8s %-11s %-24s %-14s %s\n", r[0], r[1], r[2], r[3], r[4], r[5], r[6])
 		}
 		s.out.Write(b.Bytes())
 		s.drawn = 1
@@ -190,7 +192,10 @@ func (s *screen) end(l *load, p *fake.Server) {
 	for _, d := range s.swaps {
 		worst = max(worst, d)
 	}
-	fmt.Fprintf(s.out, "\n%d requests (%d of them streams), %d failed, %d rotations; a new key was in use at most %d ms after it was written.\n",
-		l.sent.Load(), l.streamed.Load(), l.failed.Load(), len(s.swaps), worst.Milliseconds())
-	fmt.Fprintf(s.out, "The provider saw %d different keys; the client sent none of them.\n", p.KeysSeen())
+	fmt.Fprintf(s.out, "\n%d requests (%d of them streams), %d failed, %s", l.sent.Load(), l.streamed.Load(), l.failed.Load(), count(len(s.swaps), "rotation", "rotations"))
+	if len(s.swaps) > 0 {
+		fmt.Fprintf(s.out, "; each new key was in use at most %d ms after it was written", worst.Milliseconds())
+	}
+	fmt.Fprintln(s.out, ".")
+	fmt.Fprintf(s.out, "The provider saw %s; the client sent none.\n", count(p.KeysSeen(), "key", "different keys"))
 }

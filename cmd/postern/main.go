@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -30,8 +33,17 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// codedError ends the process with a code of its own.
+type codedError struct {
+	code int
+	error
+}
+
+func (e codedError) Unwrap() error { return e.error }
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	code := run(ctx)
 	stop()
 	os.Exit(code)
@@ -47,11 +59,16 @@ func run(ctx context.Context) int {
 		return exitOK
 	case errors.As(err, &exit):
 		return int(exit)
-	case errors.As(err, &usage):
-		fmt.Fprintln(os.Stderr, "postern:", err)
-		return exitUsage
 	}
-	fmt.Fprintln(os.Stderr, "postern:", err)
+	// Whoever pastes a key into the wrong place shall not find it in a CI log as well.
+	fmt.Fprintln(os.Stderr, "postern:", agent.Masked(err.Error()))
+	var coded codedError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &coded):
+		return coded.code
+	}
 	return exitFailed
 }
 
@@ -77,38 +94,60 @@ secret store, and when the key is rotated the next request carries the new one.
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.PersistentFlags().StringVarP(&c.config, "config", "c", "", "configuration file, or env:NAME (default: $POSTERN_CONFIG, ./postern.yaml, built-in)")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w\n`%s --help` lists the flags", err, c.CommandPath())}
+	})
 	root.AddCommand(newAgent(c), newExec(c), newDemo(), newCheck(c), newStatus(c), newKeys(c), newAudit(c), newVersion(c))
-	for _, cmd := range root.Commands() {
-		strict(cmd)
-	}
+	strict(root)
 	return root
 }
 
-// strict makes wrong arguments usage errors, everywhere below cmd.
+// strict makes wrong arguments usage errors, everywhere from cmd down.
 func strict(cmd *cobra.Command) {
 	args := cmd.Args
-	if args == nil {
-		args = cobra.NoArgs
-	}
-	cmd.Args = func(c *cobra.Command, a []string) error {
-		if err := args(c, a); err != nil {
-			return usageError{fmt.Errorf("%w\nusage: %s", err, c.UseLine())}
-		}
-		return nil
-	}
-	if cmd.HasSubCommands() && cmd.RunE == nil {
-		cmd.Args = nil
-		cmd.RunE = func(c *cobra.Command, a []string) error {
+	switch {
+	case cmd.HasSubCommands():
+		cmd.SuggestionsMinimumDistance = 2
+		cmd.Args = subcommand
+		cmd.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		cmd.DisableFlagsInUseLine = true // the line with [command] says it all
+	case args == nil:
+		args = func(_ *cobra.Command, a []string) error {
 			if len(a) > 0 {
-				return usageError{fmt.Errorf("unknown command %q for %q", a[0], c.CommandPath())}
+				return errors.New("takes no arguments")
 			}
-			return c.Help()
+			return nil
+		}
+		fallthrough
+	default:
+		cmd.Args = func(c *cobra.Command, a []string) error {
+			if err := args(c, a); err != nil {
+				return usageError{fmt.Errorf("%s %w\nusage: %s", strings.TrimPrefix(c.CommandPath(), "postern "), err, c.UseLine())}
+			}
+			return nil
 		}
 	}
 	for _, sub := range cmd.Commands() {
 		strict(sub)
 	}
+}
+
+// word is what a mistyped command looks like; anything else is not repeated.
+var word = regexp.MustCompile(`^[A-Za-z][A-Za-z-]{0,15}$`)
+
+// subcommand refuses a word that names none of the command's own.
+func subcommand(c *cobra.Command, a []string) error {
+	if len(a) == 0 {
+		return nil
+	}
+	path, which := c.CommandPath(), "no such command"
+	if word.MatchString(a[0]) {
+		which = fmt.Sprintf("there is no command %q", path+" "+a[0])
+	}
+	if like := c.SuggestionsFor(a[0]); len(like) > 0 {
+		return usageError{fmt.Errorf("%s; did you mean %q?", which, path+" "+like[0])}
+	}
+	return usageError{fmt.Errorf("%s; `%s --help` lists them", which, path)}
 }
 
 // load reads the configuration that the flags select.

@@ -4,24 +4,32 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/postern-proxy/postern/agent"
 )
 
-// print writes v as JSON with -o json, else what text prints.
+// print writes v as JSON with -o json, else what text prints. What has a key's
+// form is not printed: somebody may have given one as a label or a path.
 func (c *common) print(cmd *cobra.Command, v any, text func(w io.Writer)) error {
-	out := cmd.OutOrStdout()
+	var b strings.Builder
 	if c.output == "json" {
-		enc := json.NewEncoder(out)
+		enc := json.NewEncoder(&b)
 		enc.SetIndent("", "  ")
 		enc.SetEscapeHTML(false)
-		return enc.Encode(v)
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+	} else {
+		text(&b)
 	}
-	text(out)
-	return nil
+	_, err := io.WriteString(cmd.OutOrStdout(), agent.Masked(b.String()))
+	return err
 }
 
 // table writes rows in columns; the first row is the head.
@@ -50,6 +58,22 @@ func age(t time.Time) string {
 		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// count is n things.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
+}
+
+// number is n, or a dash where there is none.
+func number(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
 }
 
 func orDash(s string) string {

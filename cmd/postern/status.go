@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,8 +22,8 @@ func newStatus(c *common) *cobra.Command {
 		Use:   "status",
 		Short: "Ask the running agent how it is",
 		Long: `Ask the agent on this machine (listen.admin of the configuration) how it is: its
-routes, the key versions in use, and what it is waiting for. With --ready it says
-nothing and exits 0 if the agent is ready, 1 if not: the exec probe of pods.`,
+routes, the key versions in use, and what it is waiting for. With --ready it exits 0
+if the agent is ready, and else 1 and says why: the exec probe of pods.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.load()
 			if err != nil {
@@ -38,7 +39,7 @@ nothing and exits 0 if the agent is ready, 1 if not: the exec probe of pods.`,
 			return c.print(cmd, st, func(w io.Writer) { printStatus(w, st) })
 		},
 	}
-	cmd.Flags().BoolVar(&ready, "ready", false, "only say by the exit code whether the agent is ready")
+	cmd.Flags().BoolVar(&ready, "ready", false, "say nothing if the agent is ready, else why not")
 	c.outputFlag(cmd)
 	return cmd
 }
@@ -89,28 +90,63 @@ func fetchStatus(listen string) (agent.Status, error) {
 func printStatus(w io.Writer, st agent.Status) {
 	state := "ready"
 	if !st.Ready {
-		state = "NOT ready, waiting for: " + strings.Join(st.Waiting, ", ")
+		state = "NOT ready, waiting for " + strings.Join(st.Waiting, ", ")
 	}
-	fmt.Fprintf(w, "%s  %s in %s, generation %d from %s, up %s\n", state, st.ProxyID, st.Environment, st.Generation, st.Source, age(st.Started))
-	fmt.Fprintf(w, "listening on %s\n\n", st.Proxy)
+	fmt.Fprintf(w, "%s: %s in %s, up %s, on %s\n", state, st.ProxyID, st.Environment, age(st.Started), st.Proxy)
+	fmt.Fprintf(w, "generation %d of the configuration, from %s; audit head %s\n\n", st.Generation, st.Source, st.AuditHead)
+	empty := unstored(st)
 	rows := [][]string{{"ROUTE", "HOSTS", "KEY"}}
 	for _, p := range st.Providers {
-		rows = append(rows, []string{p.Route, strings.Join(p.Hosts, " "), p.Key})
+		if !slices.Contains(empty, p.Key) {
+			rows = append(rows, []string{p.Route, strings.Join(p.Hosts, " "), p.Key})
+		}
 	}
 	table(w, rows)
 	fmt.Fprintln(w)
-	rows = [][]string{{"KEY", "VERSION", "STATE", "WEIGHT", "FINGERPRINT", "AGE", "STORE"}}
+	rows = [][]string{{"KEY", "VERSION", "STATE", "SHARE", "FINGERPRINT", "AGE", "STORE"}}
+	var notes []string
 	for _, k := range st.Keys {
+		if slices.Contains(empty, k.Name) {
+			continue
+		}
+		contact := "not reached yet"
+		switch {
+		case k.Trouble != "":
+			contact = k.Trouble
+		case !k.LastContact.IsZero():
+			contact = "seen " + age(k.LastContact) + " ago"
+		}
 		if len(k.Versions) == 0 {
-			rows = append(rows, []string{k.Name, "-", "none", "-", "-", "-", k.Reason()})
+			rows = append(rows, []string{k.Name, "-", "none", "-", "-", "-", contact})
 		}
 		for _, v := range k.Versions {
-			contact := "seen " + age(k.LastContact) + " ago"
-			if k.Trouble != "" {
-				contact = k.Trouble
-			}
 			rows = append(rows, []string{k.Name, strconv.Itoa(v.Number), v.State, strconv.Itoa(v.Weight) + "%", orDash(v.Fingerprint), age(v.Created), contact})
+			if k.Usable && v.Reason != "" { // else it is in k.Reason
+				notes = append(notes, fmt.Sprintf("%s version %d was rejected: %s", k.Name, v.Number, v.Reason))
+			}
+		}
+		if reason := k.Reason(); reason != "" {
+			notes = append(notes, k.Name+" cannot be used: "+reason)
+		} else if k.Error != "" {
+			notes = append(notes, k.Name+": "+k.Error)
 		}
 	}
 	table(w, rows)
+	if len(empty) > 0 {
+		notes = append(notes, "no key is stored, and none is required: "+strings.Join(empty, ", "))
+	}
+	if len(notes) > 0 {
+		fmt.Fprintf(w, "\n%s\n", strings.Join(notes, "\n"))
+	}
+}
+
+// unstored names the keys that the agent has none of and does not need.
+func unstored(st agent.Status) []string {
+	var names []string
+	for _, k := range st.Keys {
+		if k.Missing && len(k.Versions) == 0 && !slices.Contains(st.Waiting, k.Name) {
+			names = append(names, k.Name)
+		}
+	}
+	return names
 }

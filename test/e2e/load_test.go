@@ -22,6 +22,7 @@ import (
 const (
 	streamGap = 20 * time.Millisecond // between two of the twelve or so events of a stream
 	inFlight  = 1024                  // requests of a load at a time
+	maxConns  = 128                   // an application's, to one host: a slow moment must not become a storm of handshakes
 )
 
 // way is how requests of a load reach the provider, and what they ask for.
@@ -63,7 +64,7 @@ func (w *world) through(a *agenttest.Agent, ca []byte) func(*http.Transport) {
 
 // client is an application's: it keeps connections and never retries by itself, since it only posts.
 func (w *world) client(set func(*http.Transport)) *http.Client {
-	tr := &http.Transport{MaxIdleConnsPerHost: inFlight}
+	tr := &http.Transport{MaxIdleConnsPerHost: maxConns, MaxConnsPerHost: maxConns}
 	if set != nil {
 		set(tr)
 	}

@@ -52,7 +52,6 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 		leavesNoCopies(t, a, old, current)
 		l.end()
-		leavesNoCopies(t, a, old, current)
 		w.promoted(a, n)
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/agent/agenttest"
@@ -86,6 +87,7 @@ type config struct {
 	providers    []string
 	rotation     string
 	stateDir     string
+	audit        string
 	more         string // whole lines
 }
 
@@ -93,7 +95,7 @@ type config struct {
 func (w *world) config(st keyStore, providers ...*provider) config {
 	c := config{
 		environment: "staging", proxy: "127.0.0.1:0", admin: "127.0.0.1:0",
-		store: st.yaml(), rotation: "{grace: 5s}",
+		store: st.yaml(), rotation: "{grace: 5s}", audit: "audit.jsonl",
 	}
 	for _, p := range providers {
 		c.providers = append(c.providers, p.entry(""))
@@ -111,11 +113,11 @@ listen: {proxy: %q, admin: %q}
 store: %s
 rotation: %s
 ca: {dir: ca, state_dir: %q}
-audit: {file: audit.jsonl}
+audit: {file: %q}
 %s
 providers:
   - %s
-`, c.environment, proxyID, c.proxy, c.admin, c.store, c.rotation, c.stateDir, c.more, strings.Join(c.providers, "\n  - "))
+`, c.environment, proxyID, c.proxy, c.admin, c.store, c.rotation, c.stateDir, c.audit, c.more, strings.Join(c.providers, "\n  - "))
 }
 
 // start starts an agent and waits until it is ready. When the test ends, it
@@ -165,6 +167,14 @@ func history(a *agenttest.Agent) string {
 		}
 	}
 	return b.String()
+}
+
+// saysSo waits until an agent's log holds all of these texts; its lines come in batches.
+func saysSo(t *testing.T, a *agenttest.Agent, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		agenttest.Eventually(t, 20*time.Second, "the log says: "+text, func() bool { return strings.Contains(history(a), text) })
+	}
 }
 
 func running(a *agenttest.Agent) bool {

@@ -1,0 +1,150 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// hunt looks for keys in everything that it is shown, in every form in which
+// one could have been written down.
+type hunt struct {
+	forms []form
+	found []string // "the log: base64"; each once
+}
+
+type form struct{ name, text string }
+
+// part is how much of a key's own bytes, in a row, gives it away.
+const part = 16
+
+func newHunt(keys ...string) *hunt {
+	h := &hunt{}
+	for _, key := range keys {
+		h.forms = append(h.forms, encodings(key)...)
+	}
+	return h
+}
+
+// encodings are the forms of one key, and every part of it.
+func encodings(key string) []form {
+	out := []form{{"raw", key}, {"lower case", strings.ToLower(key)}}
+	for i := 0; i+part <= len(key); i++ {
+		out = append(out, form{fmt.Sprintf("bytes %d to %d", i, i+part), key[i : i+part]})
+	}
+	for skip := range 3 { // what does not depend on the bytes around it
+		b := []byte(key)[(3-skip)%3:]
+		b = b[:len(b)/3*3]
+		out = append(out,
+			form{fmt.Sprintf("base64, alignment %d", skip), base64.StdEncoding.EncodeToString(b)},
+			form{fmt.Sprintf("base64url, alignment %d", skip), base64.URLEncoding.EncodeToString(b)})
+	}
+	every := ""
+	for _, c := range []byte(key) {
+		every += fmt.Sprintf("%%%02X", c)
+	}
+	for _, p := range []string{url.QueryEscape(key), url.PathEscape(key), every} {
+		out = append(out, form{"percent, upper case", p}, form{"percent, lower case", lowerHex(p)})
+	}
+	var plain bytes.Buffer
+	enc := json.NewEncoder(&plain)
+	enc.SetEscapeHTML(false)
+	enc.Encode(key)
+	html, _ := json.Marshal(key)
+	for _, j := range []string{strings.Trim(strings.TrimSpace(plain.String()), `"`), string(html[1 : len(html)-1])} {
+		out = append(out, form{"JSON", j}, form{`JSON with \/`, strings.ReplaceAll(j, "/", `\/`)})
+	}
+	h := hex.EncodeToString([]byte(key))
+	return append(out, form{"hex", h}, form{"hex, upper case", strings.ToUpper(h)})
+}
+
+// lowerHex writes %2F as %2f.
+func lowerHex(s string) string {
+	b := []byte(s)
+	for i := 0; i+2 < len(b); i++ {
+		if b[i] == '%' {
+			copy(b[i+1:i+3], bytes.ToLower(b[i+1:i+3]))
+		}
+	}
+	return string(b)
+}
+
+// look searches one text.
+func (h *hunt) look(what string, text []byte) {
+	for _, f := range h.forms {
+		if bytes.Contains(text, []byte(f.text)) {
+			name, _, _ := strings.Cut(f.name, " to ")
+			if strings.HasPrefix(name, "bytes ") {
+				name = "part of it"
+			}
+			if said := what + ": " + name; !slices.Contains(h.found, said) {
+				h.found = append(h.found, said)
+			}
+		}
+	}
+}
+
+// files searches every file below a folder, its name included.
+func (h *hunt) files(t *testing.T, dir string) {
+	t.Helper()
+	n := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // of something that was just replaced
+		}
+		if err != nil {
+			return err
+		}
+		h.look("the name "+path, []byte(path))
+		if !d.Type().IsRegular() {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		n++
+		h.look("the file "+path, b)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if n == 0 {
+		t.Errorf("%s holds no file: nothing was searched", dir)
+	}
+}
+
+// process searches what others can read of a process without tracing it.
+func (h *hunt) process(t *testing.T, what string, pid int) {
+	t.Helper()
+	for _, name := range []string{"environ", "cmdline", "comm", "status"} {
+		file := fmt.Sprintf("/proc/%d/%s", pid, name)
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // no such thing on this system
+		}
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		h.look(what+"'s "+name, b)
+	}
+}
+
+// report fails the test for everything that was found.
+func (h *hunt) report(t *testing.T) {
+	t.Helper()
+	for _, f := range h.found {
+		t.Errorf("found in %s", f)
+	}
+}

@@ -1,0 +1,117 @@
+package e2e_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/agenttest"
+	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
+	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/agent/store/sealed"
+)
+
+// A key whose metadata says prod does not work in staging, and everybody who
+// asks is told both names.
+func TestKeyOfAnotherEnvironmentIsRefused(t *testing.T) {
+	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
+		key := w.key()
+		p := w.provider("openai", fake.Options{Keys: []string{key}})
+		st.put("openai", key)
+		w.belongsTo("prod", st)
+		c := w.config(st, p)
+		a := agenttest.Start(t, w.dir, c.yaml())
+		w.keepsSecrets(a)
+
+		var err error
+		agenttest.Eventually(t, 20*time.Second, "the refusal is final", func() bool {
+			err = w.ways(a, p)[0].ask(context.Background())
+			return err != nil && strings.Contains(err.Error(), "environment")
+		})
+		out, _, code := agenttest.Run(t, w.dir, "", "status", "-c", w.operator(c, a))
+		if code != 0 {
+			t.Errorf("postern status: exit code %d", code)
+		}
+		saysSo(t, a, `metadata names environment \"prod\"`, `this agent serves \"staging\"`)
+		for what, text := range map[string]string{"the client's error": err.Error(), "postern status": out} {
+			if !strings.Contains(text, "prod") || !strings.Contains(text, "staging") {
+				t.Errorf("%s does not name both environments:\n%s", what, text)
+			}
+		}
+		if code, body := a.Get(t, "/readyz"); code != 503 {
+			t.Errorf("ready: %d %s", code, body)
+		}
+		if p.Total() > 0 {
+			t.Errorf("the provider saw %d requests", p.Total())
+		}
+		a.Stop(t)
+		out, said, code := agenttest.Run(t, w.dir, "", "check", "-c", a.Config)
+		if code != 1 || !strings.Contains(out, "prod") || !strings.Contains(out, "staging") {
+			t.Errorf("postern check: exit code %d, want 1 and both environments named:\n%s%s", code, out, said)
+		}
+	})
+}
+
+// belongsTo changes the environment in the metadata of the key openai.
+func (w *world) belongsTo(environment string, st keyStore) {
+	w.t.Helper()
+	custom := map[string]string{"environment": environment}
+	if v, ok := st.(*vaultStore); ok {
+		path := strings.Replace(keyPath("staging", "openai"), "secret/", "secret/metadata/", 1)
+		v.Do("POST", path, map[string]any{"custom_metadata": custom})
+		return
+	}
+	s, err := sealed.Open(sealed.Options{File: w.path("postern.sealed"), KeyFile: w.path("postern.key")})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.SetMetadata(w.t.Context(), "provider-keys/staging/"+proxyID+"/openai", custom, 0); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// A secret that somebody else laid out, under a name of their own, is used
+// where it lies and rotated by whoever writes it.
+func TestSecretInAnotherLayout(t *testing.T) {
+	w := newWorld(t)
+	st := w.vault(vaulttest.Options{})
+	key := w.key()
+	p := w.provider("openai", fake.Options{Keys: []string{key}})
+	put := func(key string) int {
+		return st.KVPut("secret/team/llm", map[string]string{"owner": "the platform team", "token": key})
+	}
+	put(key)
+	c := w.config(st)
+	c.providers = []string{p.entry(", vault_path: secret/data/team/llm, field: token")}
+	a := w.start(c)
+	l := startLoad(t, rate, w.ways(a, p)...)
+	l.more(500 * time.Millisecond)
+	for range 2 {
+		next := w.key()
+		p.Allow(next)
+		first := p.FirstUse(next)
+		n := put(next)
+		written := time.Now()
+		took := await(t, first, 20*time.Second, "a request with the new key").Sub(written)
+		t.Logf("version %d: in use %d ms after it was written", n, took.Milliseconds())
+		if took > 2*time.Second {
+			t.Errorf("version %d was in use only after %s", n, took)
+		}
+		agenttest.Eventually(t, 20*time.Second, "the old version is out of use", func() bool {
+			for _, k := range status(t, a).Keys {
+				for _, v := range k.Versions {
+					if v.Number < n && v.State != "retired" {
+						return false
+					}
+				}
+			}
+			return true
+		})
+		p.Revoke(key)
+		key = next
+	}
+	l.more(time.Second)
+	l.end()
+}

@@ -1,0 +1,102 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/agenttest"
+	"github.com/postern-proxy/postern/agent/provider/fake"
+)
+
+// From the start of the process to its readiness. The figure is what counts;
+// the limit only catches what is broken.
+func TestReadySoonAfterStart(t *testing.T) {
+	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
+		key := w.key()
+		p := w.provider("openai", fake.Options{Keys: []string{key}})
+		st.put("openai", key)
+		agenttest.Binary(t) // is built by now
+		var took []time.Duration
+		for range 3 {
+			began := time.Now()
+			a := agenttest.Start(t, w.dir, w.config(st, p).yaml())
+			agenttest.Eventually(t, 20*time.Second, "the agent is ready", func() bool {
+				code, _ := a.Get(t, "/readyz")
+				return code == 200
+			})
+			took = append(took, time.Since(began))
+			w.ways(a, p)[0].must(t)
+			a.Stop(t)
+		}
+		t.Logf("ready after %v", took)
+		for _, d := range took {
+			if d > 5*time.Second {
+				t.Errorf("ready only after %s", d)
+			}
+		}
+	})
+}
+
+// Memory that is resident, idle and with 400 streams. As above: the figures
+// count, the limits are three times what is promised.
+func TestResidentMemory(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		notRun(t, "resident memory", errors.New("/proc/PID/status is Linux's"))
+		return
+	}
+	const streams, words = 400, 12
+	w := newWorld(t)
+	st := w.sealed()
+	key := w.key()
+	p := w.provider("openai", fake.Options{Keys: []string{key}, Gap: span(300*time.Millisecond, time.Second), Words: words})
+	st.put("openai", key)
+	a := w.start(w.config(st, p))
+	idle := resident(t, a.PID())
+
+	url := a.URL("/openai/v1/chat/completions")
+	client := w.client(func(tr *http.Transport) { tr.MaxConnsPerHost = streams })
+	open := make([]*openStream, streams)
+	errs := make([]error, streams)
+	var wg sync.WaitGroup
+	for i := range open {
+		wg.Go(func() { open[i], errs[i] = openChat(client, url) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	busy := resident(t, a.PID())
+	for _, s := range open {
+		wg.Go(func() {
+			defer s.close()
+			if err := s.rest(); err != nil {
+				t.Errorf("one of %d streams: %v", streams, err)
+			}
+		})
+	}
+	wg.Wait()
+	after := resident(t, a.PID())
+	t.Logf("resident: idle %.1f MB, with %d streams %.1f MB, after them %.1f MB", idle, streams, busy, after)
+	if idle > 60 || busy > 180 {
+		t.Errorf("idle %.1f MB, with %d streams %.1f MB: three times what is promised", idle, streams, busy)
+	}
+}
+
+// resident is a process's resident memory in MB.
+func resident(t *testing.T, pid int) float64 {
+	t.Helper()
+	for line := range strings.Lines(string(read(t, fmt.Sprintf("/proc/%d/status", pid)))) {
+		var kb float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kb); n == 1 {
+			return kb / 1024
+		}
+	}
+	t.Fatalf("no VmRSS of process %d", pid)
+	return 0
+}
