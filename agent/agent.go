@@ -59,6 +59,7 @@ type Agent struct {
 	registry *prometheus.Registry
 	metrics  *metrics
 	known    *redact.Set
+	patterns []string // of keys, as known was made with
 	logOut   *redact.Writer
 	flushLog func()
 	log      *slog.Logger
@@ -71,7 +72,8 @@ type Agent struct {
 	exposures        exposures
 	proxyLn, adminLn net.Listener
 	admin            *http.Server
-	undo             []func() // LIFO; what Start began
+	undo             []func() // LIFO; what New opened and Start began
+	stopping         stdsync.Once
 	failed           chan error
 	draining         stdsync.WaitGroup // generations that were replaced
 	reloading        chan struct{}     // holds one token
@@ -79,7 +81,8 @@ type Agent struct {
 }
 
 // New builds an agent and its first generation without starting anything: what
-// it refuses, `postern check` refuses as well. It hardens the process.
+// it refuses, `postern check` refuses as well. It hardens the process. Whoever
+// has an agent calls Stop, unless Start failed.
 func New(o Options) (*Agent, error) {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
@@ -96,14 +99,26 @@ func New(o Options) (*Agent, error) {
 	if err := o.Config.ValidateAgent(); err != nil {
 		return nil, err
 	}
+	a, err := assemble(o)
+	if err != nil {
+		a.unwind()
+		return nil, err
+	}
+	return a, nil
+}
+
+// assemble is New for options that are complete. What was opened before an error
+// is to be unwound.
+func assemble(o Options) (*Agent, error) {
 	a := &Agent{o: o, own: &ownListeners{}, failed: make(chan error, 4), reloading: make(chan struct{}, 1), registry: prometheus.NewRegistry()}
 	a.reloading <- struct{}{}
 	a.cfg.Store(o.Config)
 	hardening := secret.Harden()
 	a.metrics = newMetrics(a.registry, o.Version)
 	var err error
-	if a.known, err = redact.New(redact.Options{Patterns: keyPatterns(o.Config), OnHit: a.exposed}); err != nil {
-		return nil, err
+	a.patterns = keyPatterns(o.Config)
+	if a.known, err = redact.New(redact.Options{Patterns: a.patterns, OnHit: a.exposed}); err != nil {
+		return a, err
 	}
 	batch := newBatchWriter(o.Log)
 	a.logOut = a.known.Writer(batch, redact.WhereLog)
@@ -116,24 +131,28 @@ func New(o Options) (*Agent, error) {
 	for _, n := range hardening.Notes {
 		a.log.Warn("this platform lacks a protection", "what", n)
 	}
+	a.onStop(a.flushLog)
 	if a.audit, err = a.openAudit(o.Config.Audit.File); err != nil {
-		return nil, err
+		return a, err
 	}
+	a.onStop(func() { a.audit.Close() })
+	a.onStop(a.exposures.wg.Wait)
 	a.sink = auditSink{a.audit, a.metrics}
 	if a.ca, err = mitm.New(mitm.Options{Hosts: forwardHosts(o.Config), StateDir: o.Config.CA.StateDir}); err != nil {
-		a.audit.Close()
-		return nil, err
+		return a, err
 	}
+	a.onStop(a.ca.Close)
 	a.proxy = proxy.New(proxy.Options{
 		Known: a.known, Leaf: a.ca.Leaf, Metrics: proxy.NewMetrics(a.registry), Logger: a.log, Audit: a.sink,
 		Environment: o.Config.Environment, ProxyID: o.Config.ProxyID, Why: a.why,
 	})
+	a.onStop(func() { a.proxy.Shutdown(context.Background()) }) // where nothing was served, nothing is waited for
 	g, err := a.build(o.Config, nil)
 	if err != nil {
-		a.audit.Close()
-		return nil, err
+		return a, err
 	}
 	a.gen.Store(g)
+	a.onStop(func() { a.gen.Load().closeStore() })
 	return a, nil
 }
 
@@ -195,9 +214,6 @@ func (a *Agent) Start(ctx context.Context) error {
 
 func (a *Agent) start(ctx context.Context) error {
 	c := a.cfg.Load()
-	a.onStop(func() { a.audit.Close() })
-	a.onStop(a.flushLog)
-	a.onStop(a.exposures.wg.Wait)
 	if err := a.record(ctx, audit.Event{Event: "agent.started", Outcome: "ok", Detail: map[string]string{"version": a.o.Version}}); err != nil {
 		return fmt.Errorf("audit.file: %w", err)
 	}
@@ -209,7 +225,6 @@ func (a *Agent) start(ctx context.Context) error {
 			return fmt.Errorf("ca.dir: %w", err)
 		}
 	}
-	a.onStop(a.ca.Close)
 
 	var err error
 	if a.proxyLn, err = listen(c.Listen.Proxy); err != nil {
@@ -225,7 +240,7 @@ func (a *Agent) start(ctx context.Context) error {
 	g.run()
 	a.trimOnceSettled(g)
 	a.onStop(a.draining.Wait)
-	a.onStop(func() { a.gen.Load().stop() })
+	a.onStop(func() { a.gen.Load().halt() })
 	a.proxy.Swap(g.routing)
 	a.metrics.generation.Set(float64(g.number))
 	a.serveProxy(c)
@@ -273,13 +288,9 @@ func (a *Agent) serveProxy(c *config.Config) {
 }
 
 func (a *Agent) serveAdmin() {
-	a.admin = &http.Server{
-		Handler: admin.Handler(admin.Options{
-			Ready: a.Ready, Registry: a.registry, CAPEM: a.ca.PEM, Status: func() any { return a.Status() }, Scrub: a.known.Text, Logger: a.log,
-		}),
-		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
-		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
-	}
+	a.admin = admin.NewServer(admin.Options{
+		Ready: a.Ready, Stale: a.stale, Registry: a.registry, CAPEM: a.ca.PEM, Status: func() any { return a.Status() }, Scrub: a.known.Text, Logger: a.log,
+	})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -293,8 +304,7 @@ func (a *Agent) serveAdmin() {
 	})
 }
 
-// listen opens a TCP address, or a Unix socket that only its owner's group can
-// reach and whose users are checked on each connection.
+// listen opens a TCP address, or a Unix socket whose users are checked on each connection.
 func listen(address string) (net.Listener, error) {
 	path, unix := strings.CutPrefix(address, "unix://")
 	if !unix {
@@ -326,12 +336,15 @@ func listen(address string) (net.Listener, error) {
 
 func (a *Agent) onStop(f func()) { a.undo = append(a.undo, f) }
 
-// Stop ends what Start began, last first: no new connection, requests under
-// way end (at most 25 s), keys are wiped, the audit record is closed.
+// Stop ends what Start began and lets go of what New opened, last first: no new
+// connection, requests under way end (at most 25 s), keys are wiped, the audit
+// record is closed. Calling it again does nothing.
 func (a *Agent) Stop() {
-	<-a.reloading // a reload under way ends first
-	a.log.Info("stopping")
-	a.unwind()
+	a.stopping.Do(func() {
+		<-a.reloading // a reload under way ends first
+		a.log.Info("stopping")
+		a.unwind()
+	})
 }
 
 func (a *Agent) unwind() {

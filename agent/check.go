@@ -61,7 +61,7 @@ func Check(ctx context.Context, o Options, probe bool) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	defer a.discard()
+	defer a.unwind() // it was never started
 	r := Report{OK: true}
 	g := a.gen.Load()
 	r.step("configuration "+c.Source, nil)
@@ -162,14 +162,6 @@ func (r *Report) record(file string) {
 	r.step(what, err)
 }
 
-// discard lets go of an agent that was never started.
-func (a *Agent) discard() {
-	a.gen.Load().closeStore()
-	a.ca.Close()
-	a.audit.Close()
-	a.proxy.Shutdown(context.Background())
-}
-
 // notes are the protections that this machine lacks.
 func notes() []string {
 	out := secret.Harden().Notes
@@ -254,6 +246,5 @@ func (a *Agent) AwaitKeys(ctx context.Context, wait time.Duration) error {
 
 // HasKey reports whether a version of the key is usable now.
 func (a *Agent) HasKey(name string) bool {
-	k := a.gen.Load().keys[name]
-	return k != nil && len(k.key.Entries()) > 0
+	return a.gen.Load().serves(name)
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"os"
@@ -29,6 +30,7 @@ type generation struct {
 	routing *proxy.Routing
 	keys    map[string]*loadedKey // by keyring name
 	idle    []func()              // closes idle connections of each transport
+	files   map[string]fileHash   // that the configuration names, as they were read
 
 	cancel context.CancelFunc
 	wg     stdsync.WaitGroup
@@ -55,8 +57,8 @@ type openStore struct {
 // where the settings are the same; prev may be nil.
 func (a *Agent) build(c *config.Config, prev *generation) (*generation, error) {
 	a.number++
-	g := &generation{number: a.number, cfg: c, keys: map[string]*loadedKey{}}
-	dialer, err := a.dialer(c)
+	g := &generation{number: a.number, cfg: c, keys: map[string]*loadedKey{}, files: map[string]fileHash{}}
+	dialer, err := a.dialer(g)
 	if err != nil {
 		return nil, err
 	}
@@ -84,10 +86,11 @@ func (a *Agent) build(c *config.Config, prev *generation) (*generation, error) {
 }
 
 // dialer makes the way out that the configuration describes.
-func (a *Agent) dialer(c *config.Config) (*upstream.Dialer, error) {
+func (a *Agent) dialer(g *generation) (*upstream.Dialer, error) {
+	c := g.cfg
 	o := upstream.Options{EgressProxy: c.Egress.ProxyURL(), NoProxy: c.Egress.NoProxy, Own: a.own.is}
 	var err error
-	if o.Roots, err = readOptional(c.Egress.CAFile); err != nil {
+	if o.Roots, err = g.read(c.Egress.CAFile); err != nil {
 		return nil, fmt.Errorf("egress.ca_file: %w", err)
 	}
 	return upstream.New(o)
@@ -100,13 +103,33 @@ func readOptional(file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
+// read is readOptional for what the generation is made of: filesChanged looks at it again.
+func (g *generation) read(file string) ([]byte, error) {
+	b, err := readOptional(file)
+	if err == nil && file != "" {
+		g.files[file] = sha256.Sum256(b)
+	}
+	return b, err
+}
+
+// filesChanged reports whether a file that the configuration names holds
+// something else now, or cannot be read any more.
+func (g *generation) filesChanged() bool {
+	for file, was := range g.files {
+		if contentHash(file) != was {
+			return true
+		}
+	}
+	return false
+}
+
 // target makes what the data path needs of one provider, and the key it carries.
 func (a *Agent) target(g *generation, dialer *upstream.Dialer, p config.Provider) (*proxy.Target, error) {
 	prov, err := provider.New(p.Spec)
 	if err != nil {
 		return nil, err
 	}
-	roots, err := readOptional(p.CAFile)
+	roots, err := g.read(p.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("ca_file: %w", err)
 	}
@@ -164,14 +187,17 @@ func (g *generation) run() {
 	}
 }
 
-// stop ends the loops, which wipe their keys when the requests that carry them
-// have ended (or after some seconds), and lets go of the store.
-func (g *generation) stop() {
-	if g.cancel != nil {
-		g.cancel()
-	}
+// halt ends the loops, which wipe their keys when the requests that carry them
+// have ended (or after some seconds).
+func (g *generation) halt() {
+	g.cancel()
 	g.wg.Wait()
 	g.closeIdle()
+}
+
+// stop is halt, and lets go of the store.
+func (g *generation) stop() {
+	g.halt()
 	g.closeStore()
 }
 
@@ -204,18 +230,32 @@ func (g *generation) awaitSettled(ctx context.Context) error {
 	return nil
 }
 
-// awaitReady waits until no required key is missing, or ctx ends.
-func (g *generation) awaitReady(ctx context.Context) error {
+// awaitReady waits until no required key is missing, and none that old serves
+// with has yet to be read, or ctx ends.
+func (g *generation) awaitReady(ctx context.Context, old *generation) error {
 	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
 		k := g.keys[name]
-		if !k.required {
+		ready := k.loop.Settled()
+		if k.required {
+			ready = k.loop.Loaded()
+		} else if !old.serves(name) {
 			continue
 		}
 		select {
-		case <-k.loop.Loaded():
+		case <-ready:
 		case <-ctx.Done():
 			return fmt.Errorf("the key %s was not loaded in time: %s", name, k.loop.Status().Reason())
 		}
+		// A key that the store no longer has, or its provider refuses, is gone; one that cannot be read is in memory still.
+		if s := k.loop.Status(); !s.Usable && s.Trouble != "" {
+			return fmt.Errorf("the key %s, which serves now, cannot be loaded: %s", name, s.Reason())
+		}
 	}
 	return nil
+}
+
+// serves reports whether a version of the key is usable.
+func (g *generation) serves(name string) bool {
+	k := g.keys[name]
+	return k != nil && len(k.key.Entries()) > 0
 }

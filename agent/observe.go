@@ -74,20 +74,6 @@ func (s auditSink) Append(ctx context.Context, e audit.Event) (audit.Head, error
 	return head, err
 }
 
-// headCollector shows the audit record's head: one series at a time, its value
-// the newest entry's number, its label that entry's hash. Together they are an
-// anchor for `postern audit verify --head`.
-type headCollector struct{ f *audit.File }
-
-var headDesc = prometheus.NewDesc("postern_audit_head", "The newest audit entry's number, with its hash.", []string{"hash"}, nil)
-
-func (headCollector) Describe(ch chan<- *prometheus.Desc) { ch <- headDesc }
-
-func (c headCollector) Collect(ch chan<- prometheus.Metric) {
-	h := c.f.Head()
-	ch <- prometheus.MustNewConstMetric(headDesc, prometheus.GaugeValue, float64(h.Seq), h.Hash)
-}
-
 // exposureEvery is how often one version's exposure becomes an event.
 const exposureEvery = time.Minute
 
@@ -137,6 +123,6 @@ func (a *Agent) openAudit(path string) (*audit.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit.file: %w", err)
 	}
-	a.registry.MustRegister(headCollector{f})
+	a.registry.MustRegister(admin.NewAuditHead(func() (uint64, string) { h := f.Head(); return h.Seq, h.Hash }, nil))
 	return f, nil
 }

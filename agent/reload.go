@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,8 +16,8 @@ import (
 // How long a new generation may take to load its keys before the old one stays.
 const reloadTimeout = 30 * time.Second
 
-// Reload reads the configuration again and, if it changed, builds a new
-// generation, starts it, swaps it in and drains the old one. Whatever goes
+// Reload reads the configuration again and, if it or a file that it names
+// changed, builds a new generation, starts it, swaps it in and drains the old one. Whatever goes
 // wrong, the old one stays and the error says why. One reload runs at a time.
 func (a *Agent) Reload(ctx context.Context) error {
 	if a.o.Load == nil {
@@ -52,14 +53,13 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 	if err := next.ValidateAgent(); err != nil {
 		return false, err
 	}
-	was := a.cfg.Load()
-	if reflect.DeepEqual(next, was) {
+	was, old := a.cfg.Load(), a.gen.Load()
+	if reflect.DeepEqual(next, was) && !old.filesChanged() {
 		return false, nil
 	}
 	if err := fixed(was, next); err != nil {
 		return false, err
 	}
-	old := a.gen.Load()
 	g, err := a.build(next, old)
 	if err != nil {
 		return false, err
@@ -67,7 +67,7 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 	g.run()
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
-	if err := g.awaitReady(ctx); err != nil {
+	if err := g.awaitReady(ctx, old); err != nil {
 		g.stop()
 		return false, err
 	}
@@ -77,6 +77,7 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 	}
 	if err := a.ca.Reissue(forwardHosts(next)); err != nil {
 		g.stop()
+		a.record(ctx, audit.Event{Event: "config.reloaded", Outcome: "failed", Reason: err.Error()})
 		return false, err
 	}
 	// From here on nothing can fail: what follows only swaps.
@@ -88,6 +89,9 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 		if err := a.writeTrust(next, next.CA.Dir); err != nil {
 			a.log.Warn("ca.dir: the certificates could not be written again", "error", err.Error())
 		}
+	}
+	if slices.ContainsFunc(keyPatterns(next), func(p string) bool { return !slices.Contains(a.patterns, p) }) {
+		a.log.Warn("a new key_pattern is looked for in the log only after a restart")
 	}
 	a.draining.Go(old.stop) // its requests under way end on the versions that they began with
 	return true, nil

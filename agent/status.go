@@ -40,7 +40,8 @@ type ProviderStatus struct {
 
 // Status describes the agent as it is now.
 func (a *Agent) Status() Status {
-	c, g := a.cfg.Load(), a.gen.Load()
+	g := a.gen.Load()
+	c := g.cfg
 	ready, waiting := a.Ready()
 	head := a.audit.Head()
 	s := Status{
@@ -62,6 +63,18 @@ func (a *Agent) Status() Status {
 func (a *Agent) Ready() (ready bool, waiting []string) {
 	waiting = a.gen.Load().waiting()
 	return len(waiting) == 0, waiting
+}
+
+// stale names the keys that are served from memory because the store cannot be read, sorted.
+func (a *Agent) stale() []string {
+	g := a.gen.Load()
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(g.keys)) {
+		if s := g.keys[name].loop.Status(); s.Usable && s.Trouble != "" {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // why explains to the client that a key has no usable version, and says whether waiting helps.

@@ -61,6 +61,7 @@ func openSealed(c *config.Sealed, o StoreOptions) (store.Store, func(), error) {
 		if so.Passphrase, err = secret.New(b); err != nil {
 			return nil, nil, err
 		}
+		defer so.Passphrase.Destroy() // the store has its own
 	}
 	st, err := sealed.Open(so)
 	if err != nil {

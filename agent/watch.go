@@ -18,24 +18,30 @@ const (
 	statEvery = 10 * time.Second
 )
 
-// WatchFile calls changed whenever the file's content differs from before,
-// until ctx ends. It watches the directory, because Kubernetes swaps a symlink
-// and editors rename; what it compares is the content.
+// WatchFile calls changed once, because the file may differ from what was read
+// of it before, and then whenever its content differs from the last time, until
+// ctx ends. A file that is gone has not changed. It watches the directory,
+// because Kubernetes swaps a symlink and editors rename; what it compares is the content.
 func WatchFile(ctx context.Context, file string, changed func()) {
-	var events <-chan fsnotify.Event
-	var errs <-chan error
-	if w, err := fsnotify.NewWatcher(); err == nil {
-		defer w.Close()
-		if w.Add(filepath.Dir(file)) == nil {
-			events, errs = w.Events, w.Errors
-		}
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		watch(ctx, file, nil, nil, func() {}, changed)
+		return
 	}
-	last := contentHash(file)
+	defer w.Close()
+	dir := filepath.Dir(file)
+	watch(ctx, file, w.Events, w.Errors, func() { w.Add(dir) }, changed)
+}
+
+// watch is WatchFile with its events given. again asks for them; it is called
+// at each tick, for the directory may be there only now, or be another one.
+func watch(ctx context.Context, file string, events <-chan fsnotify.Event, errs <-chan error, again, changed func()) {
+	again()
+	var last fileHash
+	settle := time.NewTimer(0)
+	defer settle.Stop()
 	tick := time.NewTicker(statEvery)
 	defer tick.Stop()
-	settle := time.NewTimer(time.Hour)
-	settle.Stop()
-	defer settle.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -54,20 +60,22 @@ func WatchFile(ctx context.Context, file string, changed func()) {
 			continue // an overflow: the tick looks
 		case <-settle.C:
 		case <-tick.C:
+			again()
 		}
-		now := contentHash(file)
-		if now != last && now != ([sha256.Size]byte{}) {
+		if now := contentHash(file); now != last && now != (fileHash{}) {
 			last = now
 			changed()
 		}
 	}
 }
 
+type fileHash [sha256.Size]byte
+
 // contentHash is zero for a file that cannot be read.
-func contentHash(file string) [sha256.Size]byte {
+func contentHash(file string) fileHash {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return [sha256.Size]byte{}
+		return fileHash{}
 	}
 	return sha256.Sum256(b)
 }

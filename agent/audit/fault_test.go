@@ -96,6 +96,8 @@ func TestAFailedWriteLeavesNoBrokenChain(t *testing.T) {
 			f.Close()
 			if r := verify(t, string(o.data), ok...); !r.OK() || len(r.Chains) != 1 || r.Foreign != 0 {
 				t.Fatalf("%s, %d bytes: %+v\n%s", name, room, r, o.data)
+			} else if room == 0 && r.Entries != len(ok) {
+				t.Fatalf("%s: of what was not written at all, %d entries came back", name, r.Entries-len(ok))
 			}
 		}
 	}

@@ -216,13 +216,17 @@ func TestVerifyAcceptsOnlyTheTornLineThatWasFound(t *testing.T) {
 	ls, es := lines("b", 3)
 	torn := ls[2][:100]
 	sum := sha256.Sum256([]byte(torn))
-	explain := func(c Chain) (Chain, string) {
-		c, e := c.Next(Event{Event: EventResumed, Detail: map[string]string{
-			"torn_bytes": strconv.Itoa(len(torn)), "torn_sha256": hex.EncodeToString(sum[:]),
+	explain := func(c Chain, event, size string) (Chain, string) {
+		c, e := c.Next(Event{Event: event, Detail: map[string]string{
+			"torn_bytes": size, "torn_sha256": hex.EncodeToString(sum[:]),
 		}}, epoch)
 		return c, string(e.AppendJSON(nil)) + "\n"
 	}
-	c, resumed := explain(Chain{Boot: "b2", Head: es[1].Head()})
+	size := strconv.Itoa(len(torn))
+	second := Chain{Boot: "b2", Head: es[1].Head()}
+	c, resumed := explain(second, EventResumed, size)
+	_, wrongEvent := explain(second, "key.loaded", size)
+	_, wrongSize := explain(second, EventResumed, "1")
 	_, after := c.Next(Event{Event: "x"}, epoch)
 	next := string(after.AppendJSON(nil)) + "\n"
 	if r := verify(t, ls[0]+ls[1]+torn+"\n"+resumed+next, after.Head()); !r.OK() || r.Torn != 1 || r.Foreign != 0 || r.Entries != 4 {
@@ -239,13 +243,15 @@ func TestVerifyAcceptsOnlyTheTornLineThatWasFound(t *testing.T) {
 		"with nothing":     ls[0] + ls[1] + torn + "\n" + next,
 		"at the very end":  ls[0] + ls[1] + torn,
 		"explained by any": ls[0] + ls[1] + torn + "\n" + ls[2],
+		"another event":    ls[0] + ls[1] + torn + "\n" + wrongEvent,
+		"another size":     ls[0] + ls[1] + torn + "\n" + wrongSize,
 	} {
 		if r := verify(t, log); r.OK() {
 			t.Errorf("%s: passes: %+v", name, r)
 		}
 	}
 	// A chain whose very first write was torn.
-	_, resumed = explain(Chain{Boot: "b2"})
+	_, resumed = explain(Chain{Boot: "b2"}, EventResumed, size)
 	if r := verify(t, torn+"\n"+resumed); !r.OK() || r.Torn != 1 || r.Entries != 1 {
 		t.Errorf("%+v", r)
 	}

@@ -90,6 +90,9 @@ func TestStateDirRefuses(t *testing.T) {
 	}
 	shm := memory(t)
 	disk := t.TempDir()
+	if err := os.Chmod(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	var fsys unix.Statfs_t
 	if err := unix.Statfs(disk, &fsys); err != nil || int64(fsys.Type) == unix.TMPFS_MAGIC {
 		disk = "/proc" // where even temporary files are in memory: some other file system
@@ -116,8 +119,8 @@ func TestStateDirRefuses(t *testing.T) {
 		make func(dir string) error
 		want string
 	}{
-		"a disk":            {disk, nil, "tmpfs"},
-		"a new one on disk": {filepath.Join(disk, "new"), nil, "tmpfs"},
+		"a disk":            {disk, nil, "is not on a tmpfs"},
+		"a new one on disk": {filepath.Join(disk, "new"), nil, "is not on a tmpfs"},
 		"no parent":         {filepath.Join(shm, "no", "dir"), nil, "no such"},
 		"a file":            {"", func(d string) error { return os.WriteFile(d, nil, 0o600) }, "not a directory"},
 		"open to the group": {"", func(d string) error { return errors.Join(os.Mkdir(d, 0o700), os.Chmod(d, 0o710)) }, "0710"},

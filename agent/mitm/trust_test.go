@@ -115,8 +115,8 @@ func TestWriteTrustFindsTheSystemsRoots(t *testing.T) {
 		t.Errorf("a file without certificates: %v", err)
 	}
 	t.Setenv("SSL_CERT_FILE", "/dev/zero")
-	if err := ca.WriteTrust(dir); err == nil {
-		t.Error("a device is read")
+	if err := ca.WriteTrust(dir); err == nil || !strings.Contains(err.Error(), "is not a file") {
+		t.Errorf("a device: %v", err)
 	}
 }
 

@@ -238,6 +238,7 @@ type journal struct {
 	mu     stdsync.Mutex
 	events []audit.Event
 	fail   error
+	failed int
 	slow   time.Duration // whatever the context says
 }
 
@@ -255,10 +256,18 @@ func (j *journal) Append(ctx context.Context, e audit.Event) (audit.Head, error)
 		return audit.Head{}, err
 	}
 	if j.fail != nil {
+		j.failed++
 		return audit.Head{}, j.fail
 	}
 	j.events = append(j.events, e)
 	return audit.Head{Seq: uint64(len(j.events))}, nil
+}
+
+// tries is how often an entry was refused.
+func (j *journal) tries() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
 }
 
 func (j *journal) set(slow time.Duration) {

@@ -3,6 +3,7 @@ package sync
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -437,6 +438,14 @@ func TestAnUnknownProbe(t *testing.T) {
 		a := r.rotated(func(o *Options) { o.Grace = time.Hour }) // version 1 is better than nothing
 		pass(time.Minute)
 		a.shares("1:100") // version 2 is not better than version 1
+		a.gauge("postern_key_version_active", `
+# HELP postern_key_version_active Number of the newest active version; 0 if there is none.
+# TYPE postern_key_version_active gauge
+postern_key_version_active{key="openai"} 1
+`)
+		if n, err := testutil.GatherAndCount(r.reg, "postern_key_age_seconds"); n != 1 || err != nil {
+			t.Error("the age is not shown", n, err)
+		}
 		r.says(key(2), rotation.VerdictLive)
 		pass(time.Minute)
 		a.shares("2:100 1:0")
@@ -616,10 +625,17 @@ func TestARecordThatCannotBeReadIsDoneWithout(t *testing.T) {
 			t.Errorf("said %d times", n)
 		}
 		r.store.broken(record, nil)
+		pass(time.Minute)
+		r.store.broken(record, store.ErrForbidden) // again
+		pass(time.Minute)
+		if n := r.logged("done without"); n != 2 {
+			t.Errorf("said %d times", n)
+		}
+		r.store.broken(record, nil)
 		r.store.writeFields(record, map[string]string{"ramp": "steep"})
 		pass(time.Minute)
-		if n := r.logged("done without"); n != 2 || !strings.Contains(r.logs.String(), "ramp: cannot be read") {
-			t.Errorf("a malformed record was said %d times", n-1)
+		if n := r.logged("done without"); n != 3 || !strings.Contains(r.logs.String(), "ramp: cannot be read") {
+			t.Errorf("a malformed record was said %d times", n-2)
 		}
 	})
 }
@@ -675,6 +691,9 @@ func TestAValueThatIsNoKey(t *testing.T) {
 		if s.Versions[0].State != "rejected" || !strings.Contains(s.Versions[0].Reason, `no field "api_key"`) || s.Versions[1].State != "rejected" {
 			t.Errorf("%+v", s.Versions)
 		}
+		if s.Trouble != "" {
+			t.Errorf("trouble %q, although all is said about the versions", s.Trouble)
+		}
 		if strings.Contains(r.logs.String(), "too-short") {
 			t.Error("a refused value stands in the log")
 		}
@@ -713,6 +732,9 @@ func TestNothingIsStored(t *testing.T) {
 		a := r.start(nil)
 		if !isShut(a.Settled()) || isShut(a.Loaded()) || a.Loading() || a.Status().Reason() != "no version of it is stored" {
 			t.Errorf("%+v: %s", a.Status(), a.Status().Reason())
+		}
+		if b, err := json.Marshal(a.Status()); err != nil || !strings.Contains(string(b), `"versions":[]`) {
+			t.Errorf("%s, %v", b, err)
 		}
 		if _, err := a.Fetch(t.Context()); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("fetch: %v", err)
@@ -937,6 +959,11 @@ postern_rotations_total{key="openai",outcome="promoted"} 2
 		if n, err := testutil.GatherAndCount(r.reg, "postern_key_usable"); err != nil || n != 1 {
 			t.Errorf("after the older one ended: %d series, %v", n, err)
 		}
+		a.gauge("postern_key_usable", `
+# HELP postern_key_usable 1 if requests can be served with the key.
+# TYPE postern_key_usable gauge
+postern_key_usable{key="openai"} 1
+`)
 		b.stop()
 		if n, _ := testutil.GatherAndCount(r.reg, "postern_key_usable"); n != 0 {
 			t.Errorf("after both ended: %d series", n)
@@ -1037,13 +1064,17 @@ func TestStopWritesWhatIsNotRecordedYet(t *testing.T) {
 		inBubble(t, func(r *rig) {
 			a := r.rotated(nil)
 			a.journal.broken(errors.New("disk full"))
-			pass(15 * time.Second)
+			r.store.set(func() { delete(r.store.kv, keyPath) })
+			pass(10 * time.Minute)
+			if n := a.journal.tries(); n > 25 {
+				t.Errorf("%d tries in ten minutes", n)
+			}
 			if works {
 				a.journal.broken(nil)
 			}
 			a.stop()
 			if a.journal.broken(nil); works {
-				a.recorded("version.retired 1 ok")
+				a.recorded("key.missing 2 ok", "version.retired 1 ok")
 			} else if r.logged("never written") != 1 {
 				t.Error("an entry was lost without a word")
 			}

@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -22,22 +23,22 @@ func (r *rig) lay(a pathAnswer) { r.store.set(func() { r.store.paths[vaultPath] 
 
 func TestAPathWithVersions(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		one := store.Version{Number: 7, Created: time.Now().UTC()}
+		one := store.Version{Number: 1, Created: time.Now().UTC()}
 		r.lay(pathAnswer{version: one, data: map[string]string{"token": key(1)}})
 		a := r.start(fromPath)
-		a.shares("7:100")
+		a.shares("1:100")
 		pass(time.Minute)
-		r.lay(pathAnswer{version: store.Version{Number: 8, Created: time.Now().UTC()}, data: map[string]string{"token": key(2)}})
+		r.lay(pathAnswer{version: store.Version{Number: 2, Created: time.Now().UTC()}, data: map[string]string{"token": key(2)}})
 		pass(5 * time.Second)
-		a.shares("8:100 7:0")
+		a.shares("2:100 1:0")
 		pass(15 * time.Second)
-		a.shares("8:100")
+		a.shares("2:100")
 		if a.Status().Missing {
 			t.Error("missing, because the path shows its newest version only")
 		}
 		r.store.set(func() { delete(r.store.paths, vaultPath) })
 		pass(10 * time.Second)
-		if a.shares("8:100"); !a.Status().Missing {
+		if a.shares("2:100"); !a.Status().Missing {
 			t.Error("the secret is gone and nothing says so")
 		}
 	})
@@ -48,6 +49,9 @@ func TestAPathWithoutVersionsIsToldApartByValue(t *testing.T) {
 		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
 		a := r.start(fromPath)
 		a.shares("1:100")
+		if n := r.store.count(vaultPath); n != 1 {
+			t.Errorf("%d reads for one version", n)
+		}
 		values := secret.Stats().Values
 		pass(10 * time.Minute) // the same value: the same version, and nothing piles up
 		a.shares("1:100")
@@ -76,6 +80,9 @@ func TestARejectedPathIsReadAgain(t *testing.T) {
 func TestALeaseIsRenewed(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l1", Duration: time.Hour, Renewable: true}})
+		r.store.set(func() { // an answer without an id speaks of the lease it was asked for
+			r.store.renew = func(l store.Lease) (store.Lease, error) { l.ID = ""; return l, nil }
+		})
 		a := r.start(func(o *Options) { fromPath(o); o.MaxStale = 10 * time.Minute })
 		pass(39 * time.Minute)
 		if n := r.store.count(vaultPath); n != 1 {
@@ -87,6 +94,9 @@ func TestALeaseIsRenewed(t *testing.T) {
 		defer r.store.mu.Unlock()
 		if n := len(r.store.renews); n != 15 { // every 40 minutes
 			t.Errorf("%d renewals", n)
+		}
+		if l := r.store.renews[14]; l.ID != "l1" || l.Duration != time.Hour {
+			t.Errorf("renewed %+v", l)
 		}
 		if n := r.store.reads[vaultPath]; n != 1 {
 			t.Errorf("%d credentials were made", n)
@@ -105,7 +115,7 @@ func TestALeaseThatCannotBeExtendedIsReplaced(t *testing.T) {
 		})
 		a := r.start(func(o *Options) { fromPath(o); o.Grace = time.Hour })
 		old := a.key.Entries()[0].Version
-		pass(40*time.Minute + 10*time.Second)
+		pass(40 * time.Minute)
 		a.shares("2:100 1:0")
 		pass(9 * time.Minute)
 		a.shares("2:100 1:0")
@@ -133,6 +143,9 @@ func TestALeaseThatIsOverIsNotUsed(t *testing.T) {
 		r.store.broken("", nil)
 		pass(time.Minute)
 		a.shares("2:100")
+		if n := r.store.count("renew"); n != 0 {
+			t.Errorf("a lease that cannot be renewed was to be renewed %d times", n)
+		}
 	})
 }
 
@@ -143,8 +156,8 @@ func TestARevokedLeaseIsReplacedAtOnce(t *testing.T) {
 			r.store.renew = func(l store.Lease) (store.Lease, error) { return store.Lease{}, store.ErrNotFound }
 		})
 		a := r.start(fromPath)
-		pass(40*time.Minute + 10*time.Second)
-		a.shares("2:100")
+		pass(40*time.Minute + time.Second)
+		a.shares("2:100") // the old one may not be used any more, grace or not
 	})
 }
 
@@ -208,7 +221,7 @@ func TestALeaseThatMayNotBeRenewedIsReplaced(t *testing.T) {
 		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
 		r.store.broken("renew", store.ErrForbidden)
 		a := r.start(fromPath)
-		pass(40*time.Minute + 5*time.Second)
+		pass(40 * time.Minute)
 		a.shares("2:100 1:0")
 		r.store.broken("renew", store.ErrUnavailable)
 		pass(45 * time.Minute)
@@ -216,5 +229,50 @@ func TestALeaseThatMayNotBeRenewedIsReplaced(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		a.shares("2:100")
+	})
+}
+
+func TestPathSourceHandsOutEachSecretOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		s := newPathSource(Options{Store: r.store, Source: Source{VaultPath: vaultPath}})
+		look := func() rotation.ID {
+			t.Helper()
+			seen, err := s.look(t.Context(), nil)
+			if err != nil || len(seen.versions) != 1 {
+				t.Fatal(seen, err)
+			}
+			return seen.versions[0].ID
+		}
+		r.lay(pathAnswer{data: map[string]string{"token": key(1)}})
+		one := look()
+		unused := s.found
+		r.lay(pathAnswer{data: map[string]string{"token": key(2)}})
+		two := look()
+		if unused.Fields["token"].Digest() != "" {
+			t.Error("a secret that nobody fetched stays in memory")
+		}
+		if _, err := s.fetch(t.Context(), one); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("an older version: %v", err)
+		}
+		sec, err := s.fetch(t.Context(), two)
+		if err != nil || !sec.Version.Created.Equal(two.Created) || sec.Version.Number != 2 {
+			t.Fatal(sec, err)
+		}
+		again, err := s.fetch(t.Context(), two) // read anew
+		if err != nil || again == sec {
+			t.Error("the same secret was handed out twice", err)
+		}
+
+		r.lay(pathAnswer{data: map[string]string{"token": "dynamic-credential-#"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
+		three := look()
+		if _, err := s.fetch(t.Context(), three); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.fetch(t.Context(), three); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("another credential under the same name: %v", err)
+		}
+		if four := look(); four.Number != 4 || r.store.count("renew") != 0 {
+			t.Errorf("the next look finds %v", four)
+		}
 	})
 }

@@ -122,16 +122,12 @@ func (l *Loop) Loading() bool {
 	return !l.status.Usable && !l.status.hopeless()
 }
 
-// hopeless reports whether nothing is usable and somebody has to do something about it.
+// hopeless reports, of a key of which nothing is usable, whether somebody has to do something about it.
 func (s Status) hopeless() bool {
-	switch {
-	case s.Usable:
-		return false
-	case s.Trouble != "" && s.Trouble != kindUnavailable:
-		return true
-	default:
-		return s.looked && s.Trouble == "" && !s.busy
+	if s.Trouble != "" {
+		return s.Trouble != kindUnavailable
 	}
+	return s.looked && !s.busy
 }
 
 // Reason says in a sentence why no version is usable; "" if one is.

@@ -50,8 +50,8 @@ func newAuditVerify(c *common) *cobra.Command {
 		Short: "Find edited, deleted, reordered or cut-off entries",
 		Long: `Find edits, deletions and reordering in an audit record. A chain that was cut off at
 its end, or rewritten from the start, looks whole by itself: give an anchor, --head
-SEQ:HASH, that was noted earlier (postern status shows it, and so does the metric
-postern_audit_head: its value is SEQ, its label HASH).`,
+SEQ:HASH, that was noted earlier (postern status shows it, and so does the label of the
+metric postern_audit_anchor_info).`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var anchors []audit.Head

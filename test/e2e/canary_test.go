@@ -1,14 +1,9 @@
 package e2e_test
 
 import (
-	"bytes"
-	"context"
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -239,6 +234,11 @@ func (c *canary) requests(t *testing.T) {
 	c.send(t, "GET /openai/v1/models HTTP/9.9 "+key+"\r\n\r\n")
 	c.send(t, key+"\r\n\r\n")
 	c.send(t, "POST /openai/v1/files HTTP/1.1\r\nHost: "+c.a.Proxy+"\r\nContent-Length: 1000\r\n\r\n"+key)
+	for _, code := range []string{"no_such_route", "cross_site", "bad_path", "unmatched_denied", "host_not_allowed", "upstream_unreachable"} {
+		agenttest.Eventually(t, 10*time.Second, "a log line with "+code, func() bool {
+			return strings.Contains(c.a.Log.String(), `"code":"`+code+`"`)
+		})
+	}
 }
 
 func pair(name, value string) string {
@@ -408,76 +408,5 @@ func (c *canary) end() {
 	}
 	if !strings.Contains(c.a.Log.String(), "goroutine ") {
 		c.t.Error("the agent's end shows no goroutine")
-	}
-}
-
-// The hunt finds what leaks, or the canary's silence would mean nothing: here a
-// careless proxy attaches the key, logs what comes back, and passes it on.
-func TestTheHuntFindsALeak(t *testing.T) {
-	w := newWorld(t)
-	key := w.gnarly()
-	w.secrets = nil // it is leaked on purpose
-	plain := strings.Map(func(r rune) rune {
-		if r == '-' || r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' {
-			return r
-		}
-		return 'x'
-	}, key)
-	p, _ := w.parroting("echo")
-	target, err := url.Parse(p.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(w.path("careless.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	tr := p.Transport()
-	tr.ForceAttemptHTTP2 = false // the parrot takes connections over
-	defer tr.CloseIdleConnections()
-	careless := httptest.NewServer(&httputil.ReverseProxy{
-		Transport: tr,
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(target)
-			r.Out.Header.Set("Authorization", "Bearer "+key)
-		},
-		ModifyResponse: func(r *http.Response) error {
-			dump, err := httputil.DumpResponse(r, true)
-			log.Write(dump)
-			return err
-		},
-	})
-	defer careless.Close()
-
-	h := newHunt(key)
-	for _, path := range []string{"/v1/echo?in=header", "/v1/echo?as=base64", "/v1/echo?as=percent", "/v1/echo?as=json", "/v1/events?seed=1", "/v1/memory", "/v1/cut", "/v1/hints"} {
-		req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, careless.URL+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, text := heard(t, careless.Client(), req)
-		before := len(h.found)
-		h.look(path, []byte(text))
-		if len(h.found) == before {
-			t.Errorf("the hunt finds nothing in the answer to %s:\n%s", path, text)
-		}
-	}
-	h.files(t, w.dir)
-	for what, want := range map[string]string{
-		"a header": "/v1/echo?in=header: raw", "percent": "/v1/echo?in=header: percent, upper case", "base64": "/v1/echo?as=base64: base64, alignment 0",
-		"JSON": "/v1/echo?as=json: part of it", "a stream": "/v1/events?seed=1: raw", "a part": "/v1/cut: part of it",
-		"a file": "the file " + w.path("careless.log") + ": raw",
-	} {
-		if !slices.Contains(h.found, want) {
-			t.Errorf("%s: the hunt does not find %q in %q", what, want, h.found)
-		}
-	}
-	for _, f := range encodings(key) {
-		one := newHunt(key)
-		one.look("a text", bytes.Join([][]byte{[]byte("before "), []byte(f.text), []byte(" after")}, nil))
-		if len(one.found) == 0 {
-			t.Errorf("the hunt does not know the form %s", f.name)
-		}
 	}
 }

@@ -132,7 +132,7 @@ func (p *parrot) socket(w http.ResponseWriter, r *http.Request, values []string)
 // parroting starts one as the provider of that name.
 func (w *world) parroting(name string) (*provider, *parrot) {
 	p := &parrot{}
-	return w.provider(name, fake.Options{Kind: "echo", Intercept: p.intercept}), p
+	return w.provider(name, fake.Options{Kind: "echo", Gap: time.Nanosecond, Intercept: p.intercept}), p
 }
 
 // wire keeps every byte that comes over a client's connections.

@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -146,5 +149,101 @@ func (h *hunt) report(t *testing.T) {
 	t.Helper()
 	for _, f := range h.found {
 		t.Errorf("found in %s", f)
+	}
+}
+
+// The hunt finds what leaks, or a canary's silence would mean nothing: here a
+// careless proxy attaches the key, logs what comes back, and passes it on.
+func TestTheHuntFindsALeak(t *testing.T) {
+	w := newWorld(t)
+	key := w.key()
+	w.secrets = nil // it is leaked on purpose
+	p, _ := w.parroting("echo")
+	careless := w.careless(p, key)
+	h := newHunt(key)
+	for path, want := range map[string]string{
+		"/v1/echo?in=header": "raw", "/v1/echo?as=base64": "base64, alignment", "/v1/events?seed=1": "raw", "/v1/memory": "raw",
+		"/v1/cut": "part of it", "/v1/hints": "raw", "/v1/echo?in=trailer": "raw",
+	} {
+		req, err := http.NewRequest(http.MethodGet, careless.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text := heard(t, careless.Client(), req)
+		h.look("the answer to "+path, []byte(text))
+		if !h.has("the answer to " + path + ": " + want) {
+			t.Errorf("the hunt does not find the key in the answer to %s:\n%s", path, text)
+		}
+	}
+	h.files(t, w.dir)
+	if want := "the file " + w.path("careless.log") + ": raw"; !h.has(want) {
+		t.Errorf("the hunt does not find %q", want)
+	}
+}
+
+func (h *hunt) has(found string) bool {
+	return slices.ContainsFunc(h.found, func(s string) bool { return strings.HasPrefix(s, found) })
+}
+
+// careless is a proxy that does all that an agent must not.
+func (w *world) careless(p *provider, key string) *httptest.Server {
+	w.t.Helper()
+	target, err := url.Parse(p.URL())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log, err := os.Create(w.path("careless.log"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	tr := p.Transport()
+	tr.ForceAttemptHTTP2 = false // the parrot takes connections over
+	s := httptest.NewServer(&httputil.ReverseProxy{
+		Transport: tr, FlushInterval: -1,
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Header.Set("Authorization", "Bearer "+key)
+		},
+		ModifyResponse: func(r *http.Response) error {
+			for name, values := range r.Header {
+				fmt.Fprintln(log, name, values)
+			}
+			return nil
+		},
+	})
+	w.t.Cleanup(func() {
+		s.Close()
+		tr.CloseIdleConnections()
+		log.Close()
+	})
+	return s
+}
+
+// It knows a key in whatever a common encoder makes of it, wherever it stands.
+func TestTheHuntKnowsTheEncodings(t *testing.T) {
+	w := newWorld(t)
+	key := w.gnarly()
+	escaped, _ := json.Marshal(map[string]string{"k": key})
+	texts := map[string]string{
+		"raw": "a" + key + "b", "JSON": string(escaped), "query": url.Values{"k": {key}}.Encode(), "path": url.PathEscape("a/" + key),
+		"hex": hex.EncodeToString([]byte("abc" + key + "d")), "a part": key[5:25], "lower case": strings.ToLower(key), "Go": fmt.Sprintf("%q", key),
+		"query, lower case": lowerHex(url.QueryEscape(key)), "JSON, slashes": strings.ReplaceAll(string(escaped), "/", `\/`),
+	}
+	for n := range 3 {
+		text := strings.Repeat("x", n) + key + "yz"
+		texts[fmt.Sprintf("base64 behind %d bytes", n)] = base64.StdEncoding.EncodeToString([]byte(text))
+		texts[fmt.Sprintf("base64url behind %d bytes", n)] = base64.RawURLEncoding.EncodeToString([]byte(text))
+	}
+	for name, text := range texts {
+		h := newHunt(key)
+		h.look(name, []byte(text))
+		if len(h.found) == 0 {
+			t.Errorf("%s: not found in %s", name, text)
+		}
+	}
+	h := newHunt(key)
+	h.look("another text", []byte("sk-proj-"+strings.Repeat("0123456789", 10)+key[:part-1]))
+	if len(h.found) > 0 {
+		t.Errorf("found where there is nothing: %q", h.found)
 	}
 }

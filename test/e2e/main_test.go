@@ -21,8 +21,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// rate is the load of the stories under load, requests a second.
-const rate = 500
+// The load of the stories, requests a second. Those that run beside others have a light one.
+const (
+	rate  = 500
+	light = 100
+)
 
 var long = os.Getenv("POSTERN_E2E_LONG") == "1"
 

@@ -98,6 +98,7 @@ func TestRevokedTokenIsReplacedOnce(t *testing.T) {
 
 // A token that lives for seconds is renewed, so that one login is enough.
 func TestShortTokenIsRenewed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.vaultRole(vaulttest.Options{}, "4s")
 	key := w.key()
@@ -114,6 +115,7 @@ func TestShortTokenIsRenewed(t *testing.T) {
 // A login that can never succeed: the field at fault is named, by the agent and
 // by `postern check`, and Vault is not stormed.
 func TestWrongRoleNamesTheField(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.vault(vaulttest.Options{})
 	st.EnableAuth("kubernetes", "kubernetes")

@@ -184,6 +184,7 @@ func (w *world) link(to, name string) {
 // Where no event tells of a change, SIGHUP does; and where nobody sends one, the
 // agent finds out by itself, later.
 func TestReloadBySignalAndByLooking(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.sealed()
 	key := w.key()
@@ -195,7 +196,7 @@ func TestReloadBySignalAndByLooking(t *testing.T) {
 	c.audit = filepath.Join(other, "audit.jsonl") // each entry would be an event
 	w.link(elsewhere, "postern.yaml")
 	a := w.start(c)
-	l := startLoad(t, rate, w.ways(a, p)...)
+	l := startLoad(t, light, w.ways(a, p)...)
 
 	c.more = "service: by-signal"
 	write(t, elsewhere, c.yaml())

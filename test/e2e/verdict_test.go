@@ -19,6 +19,7 @@ const models = "/v1/models" // what the probe asks for
 // A key that the provider does not know is stored as the next version: the
 // probe says so, it never carries a request, and the operator reads why.
 func TestDeadKeyIsNeverPromoted(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
 		good, dead := w.key(), w.key()
 		p := w.provider("openai", fake.Options{Keys: []string{good}})
@@ -26,7 +27,7 @@ func TestDeadKeyIsNeverPromoted(t *testing.T) {
 		n := st.put("openai", good)
 		c := w.config(st, p)
 		a := w.start(c)
-		l := startLoad(t, rate/5, w.ways(a, p)...)
+		l := startLoad(t, light, w.ways(a, p)...)
 
 		st.put("openai", dead)
 		agenttest.Eventually(t, 20*time.Second, "the dead version is rejected", func() bool {
@@ -65,6 +66,7 @@ func TestDeadKeyIsNeverPromoted(t *testing.T) {
 // A provider that is in trouble says nothing about a key. Such a version waits
 // while another one works, and takes over once the probe works.
 func TestUnknownVerdictWaitsForTheProvider(t *testing.T) {
+	t.Parallel()
 	var down atomic.Bool
 	probes := func(rw http.ResponseWriter, r *http.Request) bool {
 		if !down.Load() || r.URL.Path != models {
@@ -85,7 +87,7 @@ func TestUnknownVerdictWaitsForTheProvider(t *testing.T) {
 	if v := version(t, a, "openai", 1); v.State != "active" {
 		t.Fatalf("the only version is %q", v.State)
 	}
-	l := startLoad(t, rate/5, w.ways(a, p)...)
+	l := startLoad(t, light, w.ways(a, p)...)
 
 	st.put("openai", next)
 	agenttest.Eventually(t, 10*time.Second, "the probe was tried", func() bool {

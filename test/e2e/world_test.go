@@ -134,13 +134,17 @@ func (w *world) start(c config, env ...string) *agenttest.Agent {
 // and writes.
 func (w *world) keepsSecrets(a *agenttest.Agent) {
 	w.t.Cleanup(func() {
-		if a.Admin != "" && running(a) {
+		was := running(a)
+		if a.Admin != "" && was {
 			for _, path := range []string{"/metrics", "/status", "/readyz", "/livez", "/ca.pem"} {
 				_, body := a.Get(w.t, path)
 				w.clean("the body of "+path, []byte(body))
 			}
 		}
 		a.Stop(w.t)
+		if err := a.ExitErr(); was && err != nil {
+			w.t.Errorf("the agent ended with %v", err)
+		}
 		if w.t.Failed() {
 			w.t.Logf("the agent's log without its requests:\n%s", history(a))
 		}
