@@ -239,6 +239,7 @@ func (a *Agent) start(ctx context.Context) error {
 	g := a.gen.Load()
 	g.run()
 	a.trimOnceSettled(g)
+	a.keepCA()
 	a.onStop(a.draining.Wait)
 	a.onStop(func() { a.gen.Load().halt() })
 	a.proxy.Swap(g.routing)
@@ -267,6 +268,50 @@ func (a *Agent) trimOnceSettled(g *generation) {
 		cancel()
 		<-done
 	})
+}
+
+// renewEvery is how often the CA is looked at: it is issued again, with the same
+// key, in its last month.
+const renewEvery = 24 * time.Hour
+
+// keepCA renews the CA's certificate before it ends, and what clients trust with it.
+func (a *Agent) keepCA() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(renewEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			select {
+			case <-a.reloading: // a reload issues it as well
+			case <-ctx.Done():
+				return
+			}
+			a.renewCA()
+			a.reloading <- struct{}{}
+		}
+	}()
+	a.onStop(func() {
+		cancel()
+		<-done
+	})
+}
+
+func (a *Agent) renewCA() {
+	c := a.cfg.Load()
+	err := a.ca.Reissue(forwardHosts(c))
+	if err == nil && c.CA.Dir != "" {
+		err = a.writeTrust(c, c.CA.Dir)
+	}
+	if err != nil {
+		a.log.Error("the interception CA could not be renewed; it is tried again in a day", "error", err.Error())
+	}
 }
 
 func (a *Agent) serveProxy(c *config.Config) {

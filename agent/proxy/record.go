@@ -33,6 +33,7 @@ const (
 	codeUnscrubbable = "unscrubbable"
 	codeCutShort     = "cut_short"   // the answer broke off; the connection was cut
 	codeClientGone   = "client_gone" // the client left first
+	codePanic        = "panic"       // a mistake of the agent's own; the connection was cut
 )
 
 // Codes that are entries in the audit record, not only in the log.
@@ -84,7 +85,7 @@ func (x *exchange) fail(code string, err error) {
 func (x *exchange) finish() {
 	p := recover()
 	if p != nil && p != http.ErrAbortHandler {
-		x.code = "panic"
+		x.code = codePanic
 	}
 	end := time.Now()
 	x.measure(end)

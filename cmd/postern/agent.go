@@ -38,6 +38,10 @@ func runAgent(ctx context.Context, c *common, cfg *config.Config) error {
 		return err
 	}
 	defer a.Stop()
+	// The audit record may go to a pipe: whoever stops reading it must not end the agent.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
