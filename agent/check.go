@@ -182,7 +182,8 @@ func canListen(address string) error {
 		if err == nil && fi.Mode()&os.ModeSocket == 0 {
 			return fmt.Errorf("%s exists and is no socket", path)
 		}
-		return nil
+		_, err = os.Stat(filepath.Dir(path))
+		return err
 	}
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
@@ -203,6 +204,9 @@ func (g *generation) checkKey(ctx context.Context, name string, probe bool) KeyC
 		if errors.Is(err, store.ErrNotFound) {
 			out.Missing = true
 			out.State = "missing: store it with `postern keys add " + name + "`"
+			if path, _, elsewhere := strings.Cut(name, "#"); elsewhere {
+				out.State = "missing: nothing is stored at " + path
+			}
 		}
 		return out
 	}

@@ -191,6 +191,21 @@ func TestWhatAReloadTakes(t *testing.T) {
 	if _, err := a.gen.Load().routing.Dialer.Dial(t.Context(), "api.invalid:443"); err == nil || strings.Contains(err.Error(), "egress proxy") {
 		t.Errorf("egress.no_proxy: %v", err)
 	}
+
+	reload("ca_file: provider-ca.pem, forward", "forward") // second's; from here on only the egress's root is there for it
+	if status, _, _ := ask(h.client(), a, "second"); status != http.StatusBadGateway {
+		t.Errorf("without a root: %d", status)
+	}
+	reload(`no_proxy: ".invalid"`, `no_proxy: ".invalid", ca_file: provider-ca.pem`)
+	h.serves(a, "second")
+
+	reload("grace: 1s", "grace: 1h, ramp: [{weight: 30, for: 1h}]")
+	h.put("openai", "sk-test-ramp-0000000000000000000000000")
+	eventually(t, "the new version has the share that rotation.ramp says", func() bool {
+		k := a.Status().Keys[0]
+		return k.Name == "openai" && len(k.Versions) > 1 && k.Versions[0].Weight == 30 && k.Versions[1].Weight == 70
+	})
+
 	if log := h.log.String() + h.audit.String(); strings.Contains(log, "corp-password") {
 		t.Error("the proxy's password was written down")
 	}

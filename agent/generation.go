@@ -157,13 +157,22 @@ func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, p
 	k := &loadedKey{name: name, required: required(c, name), key: keyring.NewKey(name), probe: probe}
 	k.loop = sync.New(sync.Options{
 		Name: name, Source: source, Environment: c.Environment, ProxyID: c.ProxyID,
-		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: probe, KeyPrefix: prov.Spec().KeyPrefix,
+		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: loopProbe(prov, probe), KeyPrefix: prov.Spec().KeyPrefix, Credentials: prov.Credentials(),
 		Ramp: c.Rotation.Ramp, Grace: c.Rotation.Grace, RejectRatio: c.Rotation.RejectRatio,
 		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync,
 		Optional: !required(c, name), OnRetired: g.closeIdle,
 	})
 	g.keys[name] = k
 	return k
+}
+
+// loopProbe is the probe that a loop may rely on: none where the provider has no
+// cheap one, or a new version would wait for a verdict that never comes.
+func loopProbe(prov *provider.Provider, probe func(context.Context, map[string]*secret.Value) provider.Result) func(context.Context, map[string]*secret.Value) provider.Result {
+	if prov.Spec().Probe.Path == "" {
+		return nil
+	}
+	return probe
 }
 
 // required reports whether the agent is ready only with this key.

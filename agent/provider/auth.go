@@ -60,3 +60,31 @@ func authQuery(s spec.Spec) []string {
 	}
 	return out
 }
+
+// Credentials are the names of the secret's fields, beside the key itself, that
+// are credentials too: whatever the attach form and `also` put into a header or
+// query, but for a Basic user name and for identifiers (`pass`). Sorted.
+func (p *Provider) Credentials() []string {
+	set := map[string]bool{}
+	add := func(format string) {
+		pieces, err := spec.ParseFormat(format)
+		if err != nil {
+			return // spec.Check has refused it
+		}
+		for _, piece := range pieces {
+			if piece.Field != "" && piece.Field != spec.KeyField {
+				set[piece.Field] = true
+			}
+		}
+	}
+	for _, a := range append([]spec.Attach{p.spec.Attach}, p.spec.Also...) {
+		switch {
+		case a.Pass:
+		case a.Basic != nil:
+			add(a.Basic.Password)
+		default:
+			add(a.Format)
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
+}

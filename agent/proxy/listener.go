@@ -243,9 +243,11 @@ func (r *registry) drop(c net.Conn) {
 	}
 }
 
-// closeIdle closes the connections that wait for a request.
+// closeIdle closes the connections that wait for a request. Each is claimed
+// first: a request that comes from then on is not taken, and one that was taken
+// is not cut.
 func (r *registry) closeIdle() {
-	for _, c := range r.list(func(s *session) bool { return s != nil && s.idle.Load() }) {
+	for _, c := range r.list(func(s *session) bool { return s != nil && s.idle.CompareAndSwap(true, false) }) {
 		c.Close()
 	}
 }

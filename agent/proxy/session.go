@@ -31,7 +31,7 @@ type session struct {
 	ctx    context.Context // of the connection; each request's derives from it
 	handle func(http.ResponseWriter, *http.Request)
 
-	idle     atomic.Bool // waits for a request
+	idle     atomic.Bool // waits for a request; whoever makes it false, the session or a shutdown, has the connection
 	closing  *atomic.Bool
 	hijacked bool
 
@@ -79,7 +79,9 @@ func (c *session) one() bool {
 		c.refuseFraming()
 		return false
 	}
-	c.idle.Store(false)
+	if !c.idle.CompareAndSwap(true, false) {
+		return false // a shutdown closes it: what came is not taken
+	}
 	c.conn.SetReadDeadline(time.Now().Add(headTimeout))
 	r, err := http.ReadRequest(c.br)
 	if err != nil {

@@ -108,9 +108,10 @@ func (s *pathSource) take(sec *store.Secret) {
 	id := rotation.ID{Number: sec.Version.Number, Created: sec.Version.Created}
 	digest := digestOf(sec)
 	switch {
-	case id.Number > 0 && id.Equal(s.last), id.Number == 0 && digest == s.digest && !s.last.Zero():
+	case id.Number > 0:
+	case digest == s.digest:
 		id = s.last
-	case id.Number == 0: // numbered here, from its first appearance on
+	default: // numbered here, from its first appearance on
 		id.Number = s.last.Number + 1
 	}
 	if s.term != nil && !id.Equal(s.last) {

@@ -115,9 +115,9 @@ func (y way) must(t *testing.T) {
 
 // failure is one request of a load that failed.
 type failure struct {
-	way   string
-	began time.Time
-	err   error
+	way          string
+	began, ended time.Time
+	err          error
 }
 
 // load sends requests at a steady rate, the ways in turn, until it is ended.
@@ -184,7 +184,7 @@ func (l *load) one(i int) {
 	if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.failed = append(l.failed, failure{l.ways[i].name, began, err})
+		l.failed = append(l.failed, failure{l.ways[i].name, began, time.Now(), err})
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 )
 
 var builders = map[string]func() (string, error){
+	"helm":  tools.BuildHelm,
 	"vault": tools.BuildVault,
 }
 
