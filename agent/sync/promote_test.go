@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -251,10 +252,10 @@ func TestAVersionThatIsReadTwice(t *testing.T) {
 
 func TestNothingIsLeftOfARetiredVersion(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		changes := 0
-		a := r.rotated(func(o *Options) { o.OnChange = func() { changes++ } })
-		if changes != 2 {
-			t.Errorf("told of %d changes", changes)
+		var changes atomic.Int32
+		a := r.rotated(func(o *Options) { o.OnChange = func() { changes.Add(1) } })
+		if n := changes.Load(); n != 2 {
+			t.Errorf("told of %d changes", n)
 		}
 		for range 5 { // what other tests left
 			runtime.GC()
