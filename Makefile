@@ -25,7 +25,7 @@ image: ## the agent's container image, with docker or buildah
 	$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo docker build || echo buildah bud) --build-arg VERSION=$(VERSION) -t postern:$(VERSION) .
 
 tools: ## build the real components that tests need
-	$(GO) run ./test/tools/cmd/tools vault
+	$(GO) run ./test/tools/cmd/tools
 
 clean:
 	rm -rf bin

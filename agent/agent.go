@@ -128,6 +128,9 @@ func assemble(o Options) (*Agent, error) {
 	}
 	a.flushLog = flush
 	a.log = slog.New(urgent{newLogHandler(o.Config.Log, a.known, a.logOut), flush})
+	// Libraries log by themselves: net/http's transport quotes what an upstream sent unasked.
+	slog.SetLogLoggerLevel(slog.LevelDebug)
+	slog.SetDefault(a.log)
 	for _, n := range hardening.Notes {
 		a.log.Warn("this platform lacks a protection", "what", n)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,6 +31,22 @@ func TestAnExposureIsDueOnceAMinute(t *testing.T) {
 		if got := e.due(c.l, now.Add(c.after)); got != c.due {
 			t.Errorf("%v after %s: due %v", c.l, c.after, got)
 		}
+	}
+}
+
+// What a library says through the standard logger is scrubbed like all else.
+func TestTheStandardLoggerIsScrubbed(t *testing.T) {
+	var std buffer
+	was := log.Writer()
+	log.SetOutput(&std)
+	defer log.SetOutput(was)
+	h := newHouse(t)
+	h.yaml += "log: {level: debug}\n"
+	a := h.start()
+	log.Printf("unsolicited answer: %q", "x-echo: "+firstKey)
+	a.Stop()
+	if said := std.String() + h.log.String(); strings.Contains(said, firstKey) || !strings.Contains(h.log.String(), "unsolicited answer") {
+		t.Error("it was written as it is, or not at all")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,7 +110,7 @@ type clockwork struct {
 	told           bool // there are events
 	events         chan fsnotify.Event
 	errs           chan error
-	changed, asked int
+	changed, asked atomic.Int32
 }
 
 func (c *clockwork) run(t *testing.T, file string, story func()) {
@@ -122,7 +123,7 @@ func (c *clockwork) run(t *testing.T, file string, story func()) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			watch(ctx, file, c.events, c.errs, func() { c.asked++ }, func() { c.changed++ })
+			watch(ctx, file, c.events, c.errs, func() { c.asked.Add(1) }, func() { c.changed.Add(1) })
 		}()
 		synctest.Wait()
 		story()
@@ -132,12 +133,12 @@ func (c *clockwork) run(t *testing.T, file string, story func()) {
 }
 
 // after lets time pass and asserts how often the file was said to have changed so far.
-func (c *clockwork) after(t *testing.T, d time.Duration, want int) {
+func (c *clockwork) after(t *testing.T, d time.Duration, want int32) {
 	t.Helper()
 	time.Sleep(d)
 	synctest.Wait()
-	if c.changed != want {
-		t.Errorf("changed %d times, want %d", c.changed, want)
+	if n := c.changed.Load(); n != want {
+		t.Errorf("changed %d times, want %d", n, want)
 	}
 }
 
@@ -199,10 +200,10 @@ func TestADirectoryThatIsMadeAnew(t *testing.T) {
 		c.after(t, time.Minute, 1)
 		try(t, os.Mkdir(dir, 0o755))
 		put(t, file, "two")
-		asked := c.asked
+		asked := c.asked.Load()
 		c.after(t, statEvery, 2)
-		if c.asked != asked+1 {
-			t.Errorf("events were asked for %d times", c.asked-asked)
+		if n := c.asked.Load() - asked; n != 1 {
+			t.Errorf("events were asked for %d times", n)
 		}
 	})
 }

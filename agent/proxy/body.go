@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,6 +13,8 @@ import (
 const (
 	maxBody   = 1 << 20
 	maxBodies = 8 << 20
+	// replayWait is how long a retry waits for a client that has stopped sending.
+	replayWait = time.Second
 )
 
 // budget is what all captured bodies may use together.
@@ -40,9 +41,13 @@ type body struct {
 	budget *budget
 
 	detached atomic.Bool
-	mu       sync.Mutex
-	keep     bool
+	keep     atomic.Bool
+	turn     chan struct{} // holds a token while somebody reads, or changes what follows
 	buf      []byte
+}
+
+func newBody(src io.ReadCloser, b *budget) *body {
+	return &body{src: src, budget: b, turn: make(chan struct{}, 1)}
 }
 
 // wrapBody takes out's body over; nil where there is none.
@@ -50,14 +55,15 @@ func (x *exchange) wrapBody(out *http.Request) *body {
 	if out.Body == nil {
 		return nil
 	}
-	b := &body{src: out.Body, budget: &x.s.bodies, keep: x.t.Key.Spare() && out.ContentLength <= maxBody}
+	b := newBody(out.Body, &x.s.bodies)
+	b.keep.Store(x.t.Key.Spare() && out.ContentLength <= maxBody)
 	out.Body = b
 	return b
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
 	if b.detached.Load() {
 		return 0, errDetached
 	}
@@ -67,7 +73,7 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 func (b *body) add(p []byte) {
-	if !b.keep || len(p) == 0 {
+	if !b.keep.Load() || len(p) == 0 {
 		return
 	}
 	if len(b.buf)+len(p) > maxBody || !b.budget.take(int64(len(p))) {
@@ -80,7 +86,7 @@ func (b *body) add(p []byte) {
 // forget keeps nothing from here on. The bytes are left to the collector,
 // since a transport may still hold a replay of them.
 func (b *body) forget() {
-	b.keep = false
+	b.keep.Store(false)
 	b.budget.give(int64(len(b.buf)))
 	b.buf = nil
 }
@@ -90,17 +96,28 @@ func (b *body) forget() {
 func (b *body) Close() error { return nil }
 
 // replay returns a body that yields the whole of it once more: what was kept,
-// then the rest of the source, which b reads no more. Nil: it was too long.
+// then the rest of the source, which b reads no more. Nil: it was too long, or
+// the client sends nothing, perhaps until it has an answer; b then goes on.
 func (b *body) replay() *body {
-	b.detached.Store(true) // before the lock: a read under way is the last one
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.keep {
+	if !b.keep.Load() {
 		return nil
 	}
-	rest := io.MultiReader(bytes.NewReader(b.buf), b.src)
-	again := &body{src: io.NopCloser(rest), budget: b.budget, buf: b.buf} // and its place in the budget
-	b.keep, b.buf = false, nil
+	stalled := time.NewTimer(replayWait)
+	defer stalled.Stop()
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-stalled.C:
+		return nil
+	}
+	if !b.keep.Load() {
+		return nil
+	}
+	b.detached.Store(true)
+	again := newBody(io.NopCloser(io.MultiReader(bytes.NewReader(b.buf), b.src)), b.budget)
+	again.buf = b.buf // and its place in the budget
+	b.keep.Store(false)
+	b.buf = nil
 	return again
 }
 
@@ -111,10 +128,12 @@ func (b *body) detach(x *exchange) {
 		return
 	}
 	b.detached.Store(true)
-	if !b.mu.TryLock() {
+	select {
+	case b.turn <- struct{}{}:
+	default:
 		http.NewResponseController(x.w).SetReadDeadline(time.Unix(1, 0))
-		b.mu.Lock()
+		b.turn <- struct{}{}
 	}
-	defer b.mu.Unlock()
 	b.forget()
+	<-b.turn
 }

@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/elazarl/goproxy"
@@ -32,7 +33,7 @@ func (s *Server) newFront() *goproxy.ProxyHttpServer {
 	p.ConnectDialWithReq = func(req *http.Request, _, addr string) (net.Conn, error) {
 		return s.dialTunnel(req.Context(), addr)
 	}
-	p.ConnectionErrHandler = tunnelFailed
+	p.ConnectionErrHandler = s.tunnelFailed
 	p.Tr = &http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			return s.routing.Load().Dialer.Dial(ctx, addr)
@@ -44,14 +45,14 @@ func (s *Server) newFront() *goproxy.ProxyHttpServer {
 		ResponseHeaderTimeout: 15 * time.Minute,
 	}
 	p.OnRequest().HandleConnectFunc(s.handleConnect)
-	p.OnResponse().DoFunc(answerFailed)
+	p.OnResponse().DoFunc(foreignAnswer)
 	return p
 }
 
 // handleConnect decides on one CONNECT.
 func (s *Server) handleConnect(target string, ctx *goproxy.ProxyCtx) (*goproxy.ConnectAction, string) {
 	refuse := func(status int, code, msg string) (*goproxy.ConnectAction, string) {
-		s.recordConnect(ctx.Req, target, code)
+		s.recordConnect(ctx.Req, code)
 		ctx.Resp = problemResponse(status, code, msg)
 		return goproxy.RejectConnect, target
 	}
@@ -89,7 +90,7 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"http/1.1"},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if hello.ServerName != "" && hello.ServerName != host {
+			if hello.ServerName != "" && !strings.EqualFold(hello.ServerName, host) {
 				s.Metrics.tunnels.WithLabelValues("sni_mismatch").Inc()
 				return nil, errSNI
 			}
@@ -173,23 +174,44 @@ func (s *Server) dialTunnel(ctx context.Context, hostport string) (net.Conn, err
 	return t, nil
 }
 
+// CloseWrite ends the sending side only.
+func (p *prefixed) CloseWrite() error { return closeWrite(p.Conn) }
+
+// CloseRead ends the receiving side only.
+func (p *prefixed) CloseRead() error { return closeRead(p.Conn) }
+
 // tunnelFailed answers a CONNECT whose far side could not be opened.
-func tunnelFailed(w io.Writer, _ *goproxy.ProxyCtx, err error) {
+func (s *Server) tunnelFailed(w io.Writer, ctx *goproxy.ProxyCtx, err error) {
 	status, code := failure(err)
+	s.recordConnect(ctx.Req, code)
 	problemResponse(status, code, clientText(err)).Write(w)
 }
 
-// answerFailed makes our error of a failed plain request to a host that is not configured.
-func answerFailed(resp *http.Response, ctx *goproxy.ProxyCtx) *http.Response {
-	if resp != nil || ctx.Error == nil {
-		return resp
+// foreignAnswer is what the client gets of a plain request to a host that is
+// not configured: its answer, or our error where there is none. No upgrade was
+// asked for, and goproxy would act on one.
+func foreignAnswer(resp *http.Response, ctx *goproxy.ProxyCtx) *http.Response {
+	err := ctx.Error
+	if resp != nil {
+		stripResponse(resp.Header)
+		if resp.StatusCode >= http.StatusOK {
+			return resp
+		}
+		err = errors.New("malformed HTTP: a status that is none")
 	}
-	err := upstream.Explain(ctx.Req.URL.Host, ctx.Error)
+	err = upstream.Explain(ctx.Req.URL.Host, err)
 	status, code := failure(err)
+	if x, ok := ctx.Req.Context().Value(exchangeKey{}).(*exchange); ok {
+		x.status = status
+		x.fail(code, err)
+	}
 	resp = problemResponse(status, code, clientText(err))
 	resp.Request = ctx.Req
 	return resp
 }
+
+// exchangeKey is the context key under which goproxy's handlers find the exchange.
+type exchangeKey struct{}
 
 // failure is the status and code for a host that could not be reached.
 func failure(err error) (status int, code string) {
@@ -237,8 +259,14 @@ func (x *exchange) foreign(host, port string) {
 		return
 	}
 	stripRequest(x.r.Header, foreignStrip)
-	x.s.front.ServeHTTP(flushing{x.w}, x.r)
+	r := x.r.WithContext(context.WithValue(x.r.Context(), exchangeKey{}, x))
+	if r.Body != http.NoBody {
+		x.body = newBody(r.Body, &x.s.bodies)
+		r.Body = x.body
+		defer x.body.detach(x)
+	}
 	x.code = "tunnelled"
+	x.s.front.ServeHTTP(flushing{x.w}, r)
 }
 
 // foreignStrip leaves the client's credentials alone: they are its own, for a

@@ -65,19 +65,24 @@ func (d *denials) run() {
 			waiting[k] = 0
 		}
 	}
+	note := func(k denialKey) {
+		n, seen := waiting[k]
+		if !seen {
+			d.append(k, 1)
+			n = -1
+		}
+		waiting[k] = n + 1
+	}
 	for {
 		select {
 		case k := <-d.in:
-			n, seen := waiting[k]
-			if !seen {
-				d.append(k, 1)
-				waiting[k] = 0
-				continue
-			}
-			waiting[k] = n + 1
+			note(k)
 		case <-tick.C:
 			flush()
 		case <-d.quit:
+			for len(d.in) > 0 {
+				note(<-d.in)
+			}
 			flush()
 			return
 		}

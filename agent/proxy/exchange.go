@@ -167,9 +167,13 @@ func (x *exchange) send(out *http.Request, lease keyring.Lease) (*http.Response,
 		return nil, err
 	}
 	x.upStatus = resp.StatusCode
-	if resp.StatusCode == http.StatusSwitchingProtocols && out.Header.Get("Upgrade") == "" {
+	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols && out.Header.Get("Upgrade") == "":
 		resp.Body.Close()
 		return nil, errors.New("malformed HTTP: 101 without an upgrade")
+	case resp.StatusCode < http.StatusOK && resp.StatusCode != http.StatusSwitchingProtocols:
+		resp.Body.Close()
+		return nil, errors.New("malformed HTTP: a status that is none")
 	}
 	return resp, nil
 }
@@ -191,6 +195,12 @@ func (x *exchange) retry(out *http.Request, first *http.Response, lease keyring.
 	if !ok {
 		return first, lease, nil
 	}
+	taken := false // or it is released, whatever happens
+	defer func() {
+		if !taken {
+			other.Release()
+		}
+	}()
 	again := *out
 	again.Header = out.Header.Clone()
 	u := *out.URL
@@ -198,7 +208,6 @@ func (x *exchange) retry(out *http.Request, first *http.Response, lease keyring.
 	if x.body != nil {
 		replay := x.body.replay()
 		if replay == nil {
-			other.Release()
 			return first, lease, nil
 		}
 		x.body, again.Body = replay, replay
@@ -207,7 +216,6 @@ func (x *exchange) retry(out *http.Request, first *http.Response, lease keyring.
 	x.retried = true
 	resp, err := x.send(&again, other)
 	if err != nil {
-		other.Release()
 		return nil, lease, err
 	}
 	if !x.suspect(resp.StatusCode) {
@@ -217,6 +225,7 @@ func (x *exchange) retry(out *http.Request, first *http.Response, lease keyring.
 	}
 	lease.Version().Served()
 	lease.Release()
+	taken = true
 	return resp, other, nil
 }
 
@@ -227,7 +236,7 @@ func (x *exchange) respond(resp *http.Response) {
 		return
 	}
 	known := x.s.known
-	coded := resp.Header.Get("Content-Encoding")
+	coded := strings.Join(resp.Header["Content-Encoding"], ",")
 	opaque := coded != "" && !strings.EqualFold(coded, "identity")
 	if opaque {
 		x.t.metrics.opaque.Inc()
@@ -253,11 +262,16 @@ func (x *exchange) respond(resp *http.Response) {
 		err = x.copyBody(resp, st)
 		x.masked += st.Hits()
 	}
-	if err != nil && x.r.Context().Err() == nil {
-		// The head is out, so the only honest way to say "cut short" is to cut the connection.
-		x.fail(codeCutShort, err)
-		panic(http.ErrAbortHandler)
+	if err == nil {
+		return
 	}
+	x.fail(codeCutShort, upstream.Explain(resp.Request.URL.Host, err))
+	if x.r.Context().Err() != nil {
+		x.fail(codeClientGone, nil)
+	}
+	// The head is out, so the only honest way to say "cut short" is to cut the
+	// connection; a client that ended its own side alone still reads.
+	panic(http.ErrAbortHandler)
 }
 
 // passHeaders fills the client's header map from the answer.
@@ -292,13 +306,15 @@ func (x *exchange) copyBody(resp *http.Response, st *redact.Stream) error {
 				out = st.Next(out)
 			}
 			if _, err := x.w.Write(out); err != nil {
-				return nil // the client left: the request's context ends the upstream side
+				x.fail(codeClientGone, nil)
+				return nil // closing the body ends the upstream side
 			}
 			if left > 0 {
 				left -= int64(n)
 			}
 			if rerr == nil && left != 0 && len(out) > 0 {
 				if err := rc.Flush(); err != nil {
+					x.fail(codeClientGone, nil)
 					return nil
 				}
 			}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -104,6 +105,12 @@ func (c guarded) SetDeadline(t time.Time) error {
 	return c.SetWriteDeadline(t)
 }
 
+// CloseWrite ends the sending side only, where the connection can.
+func (c guarded) CloseWrite() error { return closeWrite(c.Conn) }
+
+// CloseRead ends the receiving side only, where the connection can.
+func (c guarded) CloseRead() error { return closeRead(c.Conn) }
+
 // Opaque says that the client speaks another protocol from here on.
 func (c guarded) Opaque() { c.in.Opaque() }
 
@@ -132,12 +139,6 @@ func (c *clientConn) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite ends the sending side only, where the connection can.
-func (c *clientConn) CloseWrite() error { return closeWrite(c.Conn) }
-
-// CloseRead ends the receiving side only, where the connection can.
-func (c *clientConn) CloseRead() error { return closeRead(c.Conn) }
-
 func closeWrite(c net.Conn) error {
 	if h, ok := c.(interface{ CloseWrite() error }); ok {
 		return h.CloseWrite()
@@ -155,11 +156,13 @@ func closeRead(c net.Conn) error {
 // registry knows every connection that a shutdown has to end: sessions, the far
 // sides of tunnels, upgraded connections.
 type registry struct {
-	count atomic.Int64 // of accepted connections
-	wg    sync.WaitGroup
+	count    atomic.Int64 // of accepted connections
+	wg       sync.WaitGroup
+	panicked func(p any) // records what only its own connection ends for
 
 	mu       sync.Mutex
-	stopped  bool
+	stopped  bool // accepts nothing new
+	cut      bool // and nothing goes on
 	listener net.Listener
 	conns    map[net.Conn]*session // nil where no session watches it
 	empty    chan struct{}         // closed when the last one goes; nil while nobody waits
@@ -201,6 +204,11 @@ func (r *registry) run(c net.Conn, s *session) {
 	go func() {
 		defer r.wg.Done()
 		defer r.leave(c, s)
+		defer func() {
+			if p := recover(); p != nil {
+				r.panicked(p)
+			}
+		}()
 		s.serve()
 	}()
 }
@@ -212,11 +220,15 @@ func (r *registry) put(c net.Conn, s *session) {
 	r.conns[c] = s
 }
 
-// add registers a connection that no session watches.
+// add registers a connection that no session watches. It is closed where it comes too late.
 func (r *registry) add(c net.Conn) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.put(c, nil)
+	late := r.cut
+	r.mu.Unlock()
+	if late {
+		c.Close()
+	}
 }
 
 // leave removes a session's connection, unless it was hijacked and lives on
@@ -284,9 +296,17 @@ func (r *registry) drain(ctx context.Context) error {
 	}
 }
 
+// closeAll ends what is left, and the requests under way on it.
 func (r *registry) closeAll() {
-	for _, c := range r.list(func(*session) bool { return true }) {
+	r.mu.Lock()
+	r.cut = true
+	left := maps.Clone(r.conns)
+	r.mu.Unlock()
+	for c, s := range left {
 		c.Close()
+		if s != nil {
+			s.cut()
+		}
 	}
 }
 

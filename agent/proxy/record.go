@@ -161,8 +161,8 @@ func (x *exchange) log(end time.Time) {
 	x.s.Logger.LogAttrs(ctx, level, "request", attrs...)
 }
 
-// recordConnect records a refused CONNECT.
-func (s *Server) recordConnect(r *http.Request, _ string, code string) {
+// recordConnect records a CONNECT that was refused or failed.
+func (s *Server) recordConnect(r *http.Request, code string) {
 	s.Metrics.unmatched.WithLabelValues(viaConnect, code).Inc()
 	s.Logger.LogAttrs(r.Context(), slog.LevelInfo, "request",
 		slog.String("via", viaConnect), slog.String("method", http.MethodConnect), slog.String("code", code))

@@ -188,25 +188,32 @@ func validName(h string) bool {
 }
 
 // stripQuery removes the named parameters from a raw query and leaves every
-// other byte of it as it was. Names are compared after decoding, case folded.
+// other byte of it as it was. Names are compared after decoding, case folded. A
+// ";" separates, too: some servers still read it so.
 func stripQuery(raw string, names []string) string {
 	if raw == "" || len(names) == 0 {
 		return raw
 	}
-	var kept []string
-	dropped := false
-	for pair := range strings.SplitSeq(raw, "&") {
-		name, _, _ := strings.Cut(pair, "=")
-		if hasName(names, name) {
-			dropped = true
-			continue
+	var kept strings.Builder
+	begun := false
+	for rest, sep := raw, ""; ; {
+		pair, next := rest, ""
+		end := strings.IndexAny(rest, "&;")
+		if end >= 0 {
+			pair, next, rest = rest[:end], rest[end:end+1], rest[end+1:]
 		}
-		kept = append(kept, pair)
+		if name, _, _ := strings.Cut(pair, "="); !hasName(names, name) {
+			if begun {
+				kept.WriteString(sep)
+			}
+			kept.WriteString(pair)
+			begun = true
+		}
+		if end < 0 {
+			return kept.String()
+		}
+		sep = next
 	}
-	if !dropped {
-		return raw
-	}
-	return strings.Join(kept, "&")
 }
 
 func hasName(names []string, escaped string) bool {

@@ -68,6 +68,7 @@ func New(o Options) *Server {
 	s := &Server{Options: o, known: o.Known, why: o.Why}
 	s.denials = newDenials(o)
 	s.routing.Store(&Routing{})
+	s.conns.panicked = func(p any) { s.Logger.Error("panic on a connection", "panic", p) }
 	s.front = s.newFront()
 	return s
 }
@@ -135,7 +136,7 @@ func (s *Server) serveOuter(w http.ResponseWriter, r *http.Request) {
 	}
 	x := s.begin(rt, w, r, viaRoute)
 	defer x.finish()
-	if r.URL.Host != "" {
+	if r.URL.Scheme != "" || r.URL.Host != "" {
 		x.absolute()
 		return
 	}
@@ -208,6 +209,11 @@ func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
 	x := s.begin(s.routing.Load(), w, r, viaConnect)
 	defer x.finish()
 	p := r.Context().Value(connKey{}).(*pinned)
+	if r.Method == http.MethodConnect {
+		// Even with a path as its target: net/http would send its body unframed.
+		x.refuse(http.StatusBadRequest, codeBadHost, "a tunnel to a provider takes no CONNECT", nil)
+		return
+	}
 	if !p.names(r) {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected,
 			"the request names another host than the tunnel it came through", nil)
@@ -217,17 +223,20 @@ func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected, "the host is no longer configured; open a new tunnel", nil)
 		return
 	}
-	r.URL.Scheme, r.URL.Host = x.rt.scheme(p.hostport), p.header
+	// The scheme is the present generation's, and so is the port that goes without saying.
+	r.URL.Scheme = x.rt.scheme(p.hostport)
+	r.URL.Host = hostHeader(r.URL.Scheme, p.host, p.port)
 	x.serve(rawPath(r))
 }
 
 // names reports whether a request in the tunnel names the tunnel's own host, in
 // Host or as an absolute https URL.
 func (p *pinned) names(r *http.Request) bool {
-	if r.URL.Host == "" && (r.Host == p.header || r.Host == p.hostport) {
+	absolute := r.URL.Scheme != "" || r.URL.Host != ""
+	if !absolute && (r.Host == p.header || r.Host == p.hostport) {
 		return true // as nearly every client writes it
 	}
-	if r.URL.Host != "" && r.URL.Scheme != "https" {
+	if absolute && (r.URL.Scheme != "https" || r.URL.Host == "") {
 		return false
 	}
 	host, port, err := authority(r.Host, p.port)

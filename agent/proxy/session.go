@@ -29,6 +29,7 @@ type session struct {
 	br     *bufio.Reader
 	bw     *bufio.Writer
 	ctx    context.Context // of the connection; each request's derives from it
+	cut    context.CancelFunc
 	handle func(http.ResponseWriter, *http.Request)
 
 	idle     atomic.Bool // waits for a request; whoever makes it false, the session or a shutdown, has the connection
@@ -44,10 +45,8 @@ type session struct {
 }
 
 func newSession(conn net.Conn, closing *atomic.Bool, handle func(http.ResponseWriter, *http.Request)) *session {
-	c := &session{
-		conn: conn, br: bufio.NewReader(conn), bw: bufio.NewWriter(conn), closing: closing, handle: handle,
-		ctx: context.WithValue(context.Background(), connKey{}, conn),
-	}
+	c := &session{conn: conn, br: bufio.NewReader(conn), bw: bufio.NewWriter(conn), closing: closing, handle: handle}
+	c.ctx, c.cut = context.WithCancel(context.WithValue(context.Background(), connKey{}, conn))
 	c.watchTimer = time.AfterFunc(time.Hour, c.watch)
 	c.watchTimer.Stop()
 	return c
@@ -57,24 +56,28 @@ func newSession(conn net.Conn, closing *atomic.Bool, handle func(http.ResponseWr
 // with http.ErrAbortHandler, which cuts it.
 func (c *session) serve() {
 	defer func() {
-		if p := recover(); p != nil && p != http.ErrAbortHandler {
-			panic(p) // a bug of this file: handlers record theirs and abort
-		}
-		if !c.hijacked {
+		p := recover()
+		c.cut()
+		if !c.hijacked || p != nil {
 			c.conn.Close()
 		}
+		if p != nil && p != http.ErrAbortHandler {
+			panic(p) // no exchange's, for those record theirs and abort: the registry does
+		}
 	}()
-	for c.one() {
+	for wait := headTimeout; c.one(wait); {
+		wait = idleTimeout
 	}
 }
 
-// one serves one request and reports whether another may follow.
-func (c *session) one() bool {
+// one serves one request and reports whether another may follow. The guard
+// passes a head only when all of it has come, so wait bounds the head as well.
+func (c *session) one(wait time.Duration) bool {
 	c.idle.Store(true)
 	if c.closing.Load() {
 		return false
 	}
-	c.conn.SetReadDeadline(time.Now().Add(idleTimeout))
+	c.conn.SetReadDeadline(time.Now().Add(wait))
 	if _, err := c.br.Peek(1); err != nil {
 		c.refuseFraming()
 		return false
@@ -82,7 +85,6 @@ func (c *session) one() bool {
 	if !c.idle.CompareAndSwap(true, false) {
 		return false // a shutdown closes it: what came is not taken
 	}
-	c.conn.SetReadDeadline(time.Now().Add(headTimeout))
 	r, err := http.ReadRequest(c.br)
 	if err != nil {
 		c.refuseRequest(err)
@@ -108,7 +110,14 @@ func (c *session) exchange(r *http.Request) (more bool) {
 	if c.hijacked {
 		return false
 	}
-	return w.finish() && c.drain()
+	if !w.finish() {
+		return false
+	}
+	if !c.drain() {
+		c.lingeringClose()
+		return false
+	}
+	return true
 }
 
 // begin readies the body and the watch on the client.
@@ -131,12 +140,12 @@ func (c *session) begin(r *http.Request, w *response, cancel context.CancelFunc)
 }
 
 // watch looks whether the client is still there, once nothing else reads from
-// it. It ends when it hears something: a next request, or the end.
+// it. Next requests that come meanwhile do not hide that it leaves, as far as the reader holds them.
 func (c *session) watch() {
 	c.mu.Lock()
-	if c.cancel == nil {
+	if c.cancel == nil || c.watching {
 		c.mu.Unlock()
-		return
+		return // this call is a request late
 	}
 	if c.body != nil && !c.body.ended.Load() {
 		c.watchTimer.Reset(watchAfter) // the handler may still read
@@ -147,8 +156,15 @@ func (c *session) watch() {
 	cancel, done := c.cancel, c.watchDone
 	c.mu.Unlock()
 	defer close(done)
-	if _, err := c.br.Peek(1); err != nil && !isTimeout(err) {
-		cancel()
+	for {
+		_, err := c.br.Peek(c.br.Buffered() + 1)
+		if err == nil {
+			continue
+		}
+		if !isTimeout(err) && err != bufio.ErrBufferFull {
+			cancel()
+		}
+		return
 	}
 }
 
@@ -221,7 +237,7 @@ func (c *session) lingeringClose() {
 	closeWrite(c.conn)
 	opaque(c.conn)
 	c.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-	io.CopyN(io.Discard, c.conn, maxDrain)
+	io.Copy(io.Discard, c.conn)
 }
 
 // countingBody is a request's body. It knows when it was read to its end, and

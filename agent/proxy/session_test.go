@@ -104,8 +104,13 @@ func TestUnwantedBody(t *testing.T) {
 		c := w.dial()
 		br := bufio.NewReader(c)
 		fmt.Fprintf(c, "POST /nosuch HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n", w.addr, size)
-		go io.CopyN(c, &zeros{int64(size)}, int64(size))
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			io.CopyN(c, &zeros{int64(size)}, int64(size))
+		}()
 		answers(t, br, 1)
+		<-sent
 		fmt.Fprintf(c, "GET /openai/v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", w.addr)
 		resp, err := http.ReadResponse(br, nil)
 		if ok := err == nil && resp.StatusCode == 200; ok != reused {

@@ -139,7 +139,7 @@ func diagnoseTLS(err error) string {
 		return "its certificate is not valid (expired, not yet valid, or not for servers); check the clock and the certificate"
 	case errors.As(err, &cert):
 		return "its certificate cannot be verified; check the certificate and the system's roots"
-	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, &record):
 		return "it does not speak TLS on this port; check the port"
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"): // an alert: one of a few fixed texts
 		return "the TLS handshake failed (" + strings.TrimPrefix(op.Err.Error(), "tls: ") + "); TLS 1.2 or 1.3 is needed, and no client certificate is offered"

@@ -24,7 +24,7 @@ func TestGuardRefuses(t *testing.T) {
 		"NAT64, local /96": {"64:ff9b:1::169.254.169.254", "64:ff9b:1:1234:5678:9abc:a9fe:a9fe"},
 		"NAT64, local /64": {"64:ff9b:1:1234:a9:fea9:fe00:0"},
 		"NAT64, local /56": {"64:ff9b:1:12a9:fe:a9fe::"},
-		"NAT64, local /48": {"64:ff9b:1:a9fe:a9:fe00::"},
+		"NAT64, local /48": {"64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:6464:64:c800::"},
 		"6to4":             {"2002:a9fe:a9fe::1", "2002:6464:64c8::"},
 	} {
 		for _, a := range addresses {

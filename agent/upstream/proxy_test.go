@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -305,6 +306,41 @@ func TestEarlyBytesBeforeTLS(t *testing.T) {
 	}
 }
 
+// How long the proxy may take for its answer says nothing about the tunnel.
+func TestATunnelOutlivesItsMaking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		go func() {
+			if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
+				io.WriteString(theirs, established)
+			}
+			time.Sleep(time.Hour)
+			io.WriteString(theirs, "x")
+			theirs.Close()
+		}()
+		if err := connectThrough(t.Context(), ours, parse(t, "http://proxy.test"), "api.test:443"); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(ours); string(b) != "x" || err != nil {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+}
+
+// Nor is a proxy waited for without end that takes the question and never answers.
+func TestAProxyThatNeverAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		go io.Copy(io.Discard, theirs)
+		began := time.Now()
+		err := connectThrough(t.Context(), ours, parse(t, "http://proxy.test"), "api.test:443")
+		if err = explainProxy("api.test:443", "proxy.test", err); kind(err) != "proxy" || !strings.Contains(err.Error(), "no answer in time") || time.Since(began) != connectTimeout {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		ours.Close()
+	})
+}
+
 // Whoever asked may leave while the proxy is silent, at once and before it began.
 func TestASilentEgressProxyAndAClientThatLeaves(t *testing.T) {
 	asked := make(chan struct{}, 8)
@@ -339,7 +375,7 @@ func TestASilentEgressProxyAndAClientThatLeaves(t *testing.T) {
 			t.Errorf("%s: %v, want the context's error as it is", proxy, err)
 		}
 		ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if _, err := d.Dial(ctx, "api.test:443"); kind(err) != "proxy" || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer in time") {
+		if _, err := d.Dial(ctx, "api.test:443"); kind(err) != "proxy" || !errors.Is(err, context.DeadlineExceeded) || !strings.HasSuffix(err.Error(), "no answer in time; check the network, a firewall") {
 			t.Errorf("%s: %v, want a timeout", proxy, err)
 		}
 		cancel()

@@ -128,7 +128,7 @@ func TestManyReloadsUnderLoad(t *testing.T) {
 	}
 	l.end()
 	agenttest.Eventually(t, 20*time.Second, "the keys of the generations before are wiped", func() bool {
-		return strings.Count(history(a), "version wiped") == reloads
+		return strings.Count(a.Log.String(), `"msg":"version wiped"`) == reloads
 	})
 	if values := status(t, a).Memory.Values; values > 12 {
 		t.Errorf("%d values are in the arena after %d reloads", values, reloads)
@@ -165,7 +165,7 @@ func TestReloadOfAMountedConfigMap(t *testing.T) {
 	awaitGeneration(t, a, 2)
 	took := time.Since(swapped)
 	t.Logf("in force %d ms after the swap", took.Milliseconds())
-	if took > 5*time.Second {
+	if took > slower*2*time.Second {
 		t.Error("the swap was noticed by looking, not by being told")
 	}
 	if s := status(t, a).Service; s != "checkout" {
@@ -219,4 +219,26 @@ func TestReloadBySignalAndByLooking(t *testing.T) {
 		t.Error("something told of the change: this test shows nothing")
 	}
 	l.end()
+}
+
+// A root that the configuration names is replaced: SIGHUP is enough.
+func TestReloadOfARoot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	st := w.sealed()
+	key := w.key()
+	other := w.provider("other", fake.Options{})
+	p := w.provider("openai", fake.Options{Keys: []string{key}})
+	st.put("openai", key)
+	right := string(read(t, p.ca))
+	write(t, p.ca, string(read(t, other.ca)))
+	a := w.start(w.config(st, p))
+	route := w.ways(a, p)[0]
+	if err := route.ask(t.Context()); err == nil || !strings.Contains(err.Error(), "ca_file") || p.Total() > 0 {
+		t.Errorf("with another root: %v, and %d requests reached the provider", err, p.Total())
+	}
+	write(t, p.ca, right)
+	a.Signal(syscall.SIGHUP)
+	awaitGeneration(t, a, 2)
+	route.must(t)
 }

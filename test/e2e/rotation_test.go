@@ -82,7 +82,7 @@ func (w *world) promoted(a *agenttest.Agent, versions int) {
 
 // Traffic moves to the new version as the ramp says, measured at the provider.
 func TestRampSharesTheTraffic(t *testing.T) {
-	step := span(3*time.Second, 10*time.Second)
+	step := span((2+slower)*time.Second, 10*time.Second)
 	w := newWorld(t)
 	st := stores["vault"](w)
 	old, next := w.key(), w.key()

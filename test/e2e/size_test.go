@@ -31,6 +31,7 @@ func TestReadySoonAfterStart(t *testing.T) {
 				return code == 200
 			})
 			took = append(took, time.Since(began))
+			w.keepsSecrets(a)
 			w.ways(a, p)[0].must(t)
 			a.Stop(t)
 		}

@@ -97,7 +97,7 @@ func TestStopUnderLoad(t *testing.T) {
 	if code != 0 {
 		t.Errorf("audit verify: exit code %d\n%s%s", code, out, said)
 	}
-	if !strings.Contains(history(a), `"version wiped"`) {
+	if !strings.Contains(a.Log.String(), `"msg":"version wiped"`) {
 		t.Error("the key was not wiped")
 	}
 }

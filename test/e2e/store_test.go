@@ -38,7 +38,7 @@ type vaultStore struct {
 	auth  string // YAML
 }
 
-// agentPolicy is what docs/ARCHITECTURE.md grants an agent, and one path of another layout.
+// agentPolicy is what an agent needs, and one path of another layout.
 const agentPolicy = `
 path "secret/data/postern/provider-keys/*"     { capabilities = ["read"] }
 path "secret/metadata/postern/provider-keys/*" { capabilities = ["read"] }

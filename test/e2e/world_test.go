@@ -177,7 +177,7 @@ func history(a *agenttest.Agent) string {
 func saysSo(t *testing.T, a *agenttest.Agent, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
-		agenttest.Eventually(t, 20*time.Second, "the log says: "+text, func() bool { return strings.Contains(history(a), text) })
+		agenttest.Eventually(t, 20*time.Second, "the log says: "+text, func() bool { return strings.Contains(a.Log.String(), text) })
 	}
 }
 

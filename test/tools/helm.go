@@ -6,8 +6,8 @@ import "testing"
 var helm = GoBinary{
 	Name: "helm", Module: "helm", Package: "helm.sh/helm/v3/cmd/helm",
 	LDFlags: "-X helm.sh/helm/v3/internal/version.version=v3.22.0" +
-		" -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=36" +
-		" -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=36",
+		" -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=37" +
+		" -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=37",
 }
 
 // BuildHelm returns the path of Helm's command.

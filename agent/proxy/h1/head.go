@@ -60,8 +60,8 @@ func requestLine(line []byte) (minor byte, err error) {
 		return 0, Error("the request line is not method, target and version with one space between")
 	}
 	for _, c := range target {
-		if c <= ' ' || c >= 0x7f {
-			return 0, Error("the request target holds a control character, a space or a byte outside ASCII")
+		if c <= ' ' || c >= 0x7f || c == '#' {
+			return 0, Error("the request target holds a fragment, a control character, a space or a byte outside ASCII")
 		}
 	}
 	switch string(version) {
