@@ -323,10 +323,13 @@ func (x *exchange) copyBody(resp *http.Response, st *redact.Stream) error {
 			if st != nil {
 				x.w.Write(st.Close())
 			}
-			if rerr == io.EOF {
-				return nil
+			if rerr != io.EOF {
+				return rerr
 			}
-			return rerr
+			if left != 0 {
+				return x.r.Context().Err() // an upstream that is given up may end what it says as if it were whole
+			}
+			return nil
 		}
 	}
 }

@@ -112,6 +112,7 @@ func newWorld(t testing.TB, handler http.HandlerFunc, opts ...worldOption) *worl
 		Known: w.known, Leaf: leaf, Metrics: NewMetrics(prometheus.NewRegistry()), Audit: w.audit,
 		Logger: slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
+	w.s.lull = 10 * time.Millisecond
 	w.s.Swap(w.routing(c))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

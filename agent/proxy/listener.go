@@ -255,6 +255,13 @@ func (r *registry) drop(c net.Conn) {
 	}
 }
 
+// busy reports whether any connection is left.
+func (r *registry) busy() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.conns) > 0
+}
+
 // closeIdle closes the connections that wait for a request. Each is claimed
 // first: a request that comes from then on is not taken, and one that was taken
 // is not cut.

@@ -29,6 +29,8 @@ const (
 	headTimeout = 10 * time.Second
 	idleTimeout = 2 * time.Minute
 	maxConns    = 16384
+	// lull is how long idle connections outlive the decision to shut down.
+	lull = 500 * time.Millisecond
 	// tunnelIdle ends a tunnel on which nothing moved, in either direction, for this long.
 	tunnelIdle = 30 * time.Minute
 )
@@ -59,13 +61,14 @@ type Server struct {
 	denials *denials
 
 	closing atomic.Bool
+	lull    time.Duration
 	front   *goproxy.ProxyHttpServer
 	self    atomic.Pointer[string] // the listener's own literal address; "" where Host is not checked
 }
 
 // New makes a server; it serves nothing until Swap and Serve were called.
 func New(o Options) *Server {
-	s := &Server{Options: o, known: o.Known, why: o.Why}
+	s := &Server{Options: o, known: o.Known, why: o.Why, lull: lull}
 	s.denials = newDenials(o)
 	s.routing.Store(&Routing{})
 	s.conns.panicked = func(p any) { s.Logger.Error("panic on a connection", "panic", p) }
@@ -119,6 +122,14 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing.Store(true)
 	s.conns.stopAccepting()
+	if s.conns.busy() {
+		// A request may be on its way on a connection that looks idle: it is still
+		// answered, and told that it was the last one.
+		select {
+		case <-time.After(s.lull):
+		case <-ctx.Done():
+		}
+	}
 	s.conns.closeIdle()
 	err := s.conns.drain(ctx)
 	s.conns.closeAll()

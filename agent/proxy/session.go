@@ -75,7 +75,7 @@ func (c *session) serve() {
 func (c *session) one(wait time.Duration) bool {
 	c.idle.Store(true)
 	if c.closing.Load() {
-		return false
+		wait = min(wait, lull)
 	}
 	c.conn.SetReadDeadline(time.Now().Add(wait))
 	if _, err := c.br.Peek(1); err != nil {
