@@ -265,9 +265,10 @@ func (x *exchange) respond(resp *http.Response) {
 	if err == nil {
 		return
 	}
-	x.fail(codeCutShort, upstream.Explain(resp.Request.URL.Host, err))
 	if x.r.Context().Err() != nil {
 		x.fail(codeClientGone, nil)
+	} else {
+		x.fail(codeCutShort, upstream.Explain(resp.Request.URL.Host, err))
 	}
 	// The head is out, so the only honest way to say "cut short" is to cut the
 	// connection; a client that ended its own side alone still reads.
