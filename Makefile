@@ -1,10 +1,10 @@
-# `make test` is everything but the long ones: soak, mutants, fuzz and bench are targets of their own.
+# `make test` is everything but the long ones: soak, fuzz and bench are targets of their own.
 GO      ?= go
 VERSION ?= dev
 FUZZTIME ?= 60s
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: build test lint bench fuzz image tools clean
+.PHONY: build test lint soak bench fuzz image tools clean
 
 build: ## the agent and command line, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
@@ -14,6 +14,9 @@ test: ## every test; ends with a summary
 
 lint: ## gofmt, go vet on every platform, staticcheck
 	$(GO) run ./test/lint
+
+soak: ## the stories of test/e2e at full length: a minute of load and five rotations, a minute without Vault
+	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/...
 
 bench: ## ratios against a bare ReverseProxy and a bare goproxy, in one run
 	$(GO) run ./test/bench

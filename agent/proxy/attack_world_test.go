@@ -98,16 +98,19 @@ type way struct {
 	host, prefix string // Host, and what stands before the provider's path
 }
 
-// ways opens a connection to the listener, and one inside a tunnel.
-func (w *world) ways() []way {
+// way opens a connection to the listener, or one inside a tunnel.
+func (w *world) way(inside bool) way {
 	w.t.Helper()
-	c := w.dial()
-	tc := w.tunnel()
-	return []way{
-		{c, c.(*net.TCPConn), w.addr, "/openai"},
-		{tc, tc.NetConn().(*net.TCPConn), w.upHost, ""},
+	if inside {
+		c := w.tunnel()
+		return way{c, c.NetConn().(*net.TCPConn), w.upHost, ""}
 	}
+	c := w.dial()
+	return way{c, c.(*net.TCPConn), w.addr, "/openai"}
 }
+
+// ways opens one of each.
+func (w *world) ways() []way { return []way{w.way(false), w.way(true)} }
 
 // fill puts the way's host for HOST and its prefix for PRE.
 func (y way) fill(text string) string {
