@@ -107,8 +107,14 @@ func TestReloadUnderLoad(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	t.Logf("%d requests during %d reloads", sent.Load(), reloads)
+	if err := a.Reload(t.Context()); err != nil { // nothing has changed since
+		t.Error(err)
+	}
 	if n := metric(t, a.registry, "postern_config_reloads_total", "ok"); n != reloads {
 		t.Errorf("%v reloads counted", n)
+	}
+	if n := metric(t, a.registry, "postern_config_generation"); n != reloads+1 {
+		t.Errorf("generation %v in the metrics", n)
 	}
 	a.draining.Wait()
 	if users := a.gen.Load().store.users.Load(); users != 1 {
@@ -205,6 +211,21 @@ func TestReloadLosesNoOptionalKey(t *testing.T) {
 	defer cancel()
 	if err := a.Reload(ctx); err == nil || !strings.Contains(err.Error(), "the key openai was not loaded in time: ") {
 		t.Errorf("the store is away: %v", err)
+	}
+	h.serves(a, "openai")
+}
+
+// A key that serves from memory and may not be read any more is not lost by a reload either.
+func TestReloadWithAKeyThatMayNotBeRead(t *testing.T) {
+	h := newHouse(t)
+	h.set(h.config(h.entry("openai", ", optional: true")))
+	a := h.start()
+	if err := h.keys.Store.SetMetadata(t.Context(), h.keys.Scope.Path("openai"), map[string]string{"environment": "another"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	h.replace("version: 1", "version: 1\nservice: next")
+	if err := a.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "the key openai, which serves now, cannot be loaded: ") {
+		t.Errorf("%v", err)
 	}
 	h.serves(a, "openai")
 }

@@ -8,14 +8,24 @@ import (
 	"os"
 	"slices"
 	"strings"
+	stdsync "sync"
 	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/postern-proxy/postern/agent/audit"
+	"github.com/postern-proxy/postern/agent/secret"
 )
 
 func TestStartServeStop(t *testing.T) {
 	h := newHouse(t)
 	h.replace("rotation:", "ca: {dir: ca}\nrotation:")
+	others := goleak.IgnoreCurrent()
 	a := h.start()
-	h.serves(a, "openai")
+	client := h.client()
+	if status, body, err := ask(client, a, "openai"); status != http.StatusOK {
+		t.Errorf("%d %s %v", status, body, err)
+	}
 	if got := h.provider.Requests(); got[len(got)-1].Key != firstKey {
 		t.Error("the request carried another key")
 	}
@@ -34,6 +44,8 @@ func TestStartServeStop(t *testing.T) {
 	if a.CAPEM() != nil {
 		t.Error("the CA's key is still there")
 	}
+	client.CloseIdleConnections()
+	goleak.VerifyNone(t, others) // nor a connection to the provider, which is there still
 	if a.HasKey("openai") {
 		t.Error("the key is still usable")
 	}
@@ -77,6 +89,12 @@ func TestStartThatFailsHalfWay(t *testing.T) {
 			}
 			if a.CAPEM() != nil {
 				t.Error("the CA's key is still there")
+			}
+			if a.proxyLn != nil {
+				if c, err := net.Dial("tcp", a.ProxyAddr().String()); err == nil {
+					c.Close()
+					t.Error("it listens")
+				}
 			}
 			if len(a.undo) != 0 {
 				t.Errorf("%d things are not undone", len(a.undo))
@@ -218,6 +236,68 @@ func TestStopWaitsForRequestsUnderWay(t *testing.T) {
 	<-stopped
 }
 
+// What runs beside (a generation that is being drained, the record of an
+// exposure) ends before what it needs is gone.
+func TestStopWaitsForWhatRunsBeside(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		wg   func(*Agent) *stdsync.WaitGroup
+		open func(*Agent) error // what it needs
+	}{
+		{"a generation", func(a *Agent) *stdsync.WaitGroup { return &a.draining }, func(a *Agent) error {
+			_, err := a.gen.Load().store.Metadata(t.Context(), "provider-keys/test/px_test/openai")
+			return err
+		}},
+		{"an exposure", func(a *Agent) *stdsync.WaitGroup { return &a.exposures.wg }, func(a *Agent) error {
+			return a.record(t.Context(), audit.Event{Event: "key.exposed"})
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			h := newHouse(t)
+			a := h.start()
+			c.wg(a).Add(1)
+			stopped := make(chan struct{})
+			go func() {
+				a.Stop()
+				close(stopped)
+			}()
+			eventually(t, "its keys are gone", func() bool { return !a.HasKey("openai") })
+			if err := c.open(a); err != nil {
+				t.Errorf("it was closed under it: %v", err)
+			}
+			select {
+			case <-stopped:
+				t.Error("it stopped")
+			default:
+			}
+			c.wg(a).Done()
+			<-stopped
+			if c.open(a) == nil {
+				t.Error("it is open after Stop")
+			}
+		})
+	}
+}
+
+// The CA's certificate, and what clients trust with it, is written anew; where it cannot be, the log says so.
+func TestTheCAIsRenewed(t *testing.T) {
+	h := newHouse(t)
+	h.replace("rotation:", "ca: {dir: ca}\nrotation:")
+	a := h.start()
+	try(t, os.Remove(h.path("ca/ca.pem")))
+	a.renewCA()
+	if pem, err := os.ReadFile(h.path("ca/ca.pem")); err != nil || string(pem) != string(a.CAPEM()) {
+		t.Errorf("%v", err)
+	}
+	try(t, os.RemoveAll(h.path("ca")))
+	h.write("ca", "a file")
+	a.renewCA()
+	if !strings.Contains(h.log.String(), "could not be renewed") {
+		t.Error("nobody was told")
+	}
+	try(t, os.Remove(h.path("ca")))
+}
+
 // A listener that ends by itself is told to whoever runs the agent.
 func TestAListenerThatEndsByItself(t *testing.T) {
 	h := newHouse(t)
@@ -263,5 +343,22 @@ func TestUnixSockets(t *testing.T) {
 	a.Stop()
 	if _, err := os.Stat(socket); err == nil {
 		t.Error("the socket is left behind")
+	}
+}
+
+// A passphrase is in the arena no longer than the store needs it.
+func TestAPassphraseIsLetGo(t *testing.T) {
+	h := newHouse(t)
+	h.env["SEALED_PASSPHRASE"] = "correct horse battery staple"
+	h.replace("{file: postern.sealed, key_file: postern.key,", "{file: second.sealed, passphrase_env: SEALED_PASSPHRASE,")
+	before := secret.Stats().Values
+	_, done, err := OpenStore(h.parsed(), StoreOptions{Getenv: h.getenv})
+	try(t, err)
+	if n := secret.Stats().Values - before; n > 1 {
+		t.Errorf("%d copies of it", n)
+	}
+	done()
+	if n := secret.Stats().Values - before; n > 0 {
+		t.Errorf("%d copies of it after the store was closed", n)
 	}
 }

@@ -167,14 +167,14 @@ func TestANextVersionKeepsOtherFields(t *testing.T) {
 // where nothing does, nothing is written: rotating needs no right to write metadata.
 func TestMetadataIsMerged(t *testing.T) {
 	o := newOperator(t)
-	o.add("openai", 1, Meta{Label: "first", Service: "checkout"})
+	o.add("openai", 1, Meta{Label: "first", Service: "checkout", Provider: "groq"})
 	custom := o.metadata("openai").Custom
 	custom["cost_center"] = "4711"
 	if err := o.store.SetMetadata(t.Context(), o.Scope.Path("openai"), custom, 0); err != nil {
 		t.Fatal(err)
 	}
 	o.add("openai", 2, Meta{Label: "second"})
-	if c := o.metadata("openai").Custom; len(c) != 5 || c["label"] != "second" || c["service"] != "checkout" || c["cost_center"] != "4711" || c["provider"] != "openai" {
+	if c := o.metadata("openai").Custom; len(c) != 5 || c["label"] != "second" || c["service"] != "checkout" || c["cost_center"] != "4711" || c["provider"] != "groq" {
 		t.Errorf("%v", c)
 	}
 	o.store.before = func(method string) error {
@@ -183,13 +183,15 @@ func TestMetadataIsMerged(t *testing.T) {
 		}
 		return nil
 	}
-	if a := o.add("openai", 3, Meta{Label: "second"}); a.Version != 3 {
-		t.Errorf("%+v", a)
+	for n, meta := range []Meta{{Label: "second"}, {}} {
+		if a := o.add("openai", 3+n, meta); a.Version != 3+n {
+			t.Errorf("%+v", a)
+		}
 	}
-	if _, err := o.Add(t.Context(), "openai", o.value(key(4)), Meta{Label: "third"}); !errors.Is(err, store.ErrForbidden) {
+	if _, err := o.Add(t.Context(), "openai", o.value(key(5)), Meta{Label: "third"}); !errors.Is(err, store.ErrForbidden) {
 		t.Errorf("a label that may not be written: %v", err)
 	}
-	if n := o.metadata("openai").Current; n != 3 {
+	if n := o.metadata("openai").Current; n != 4 {
 		t.Errorf("version %d was written although its description was not", n)
 	}
 }
@@ -200,11 +202,16 @@ func TestHowManyVersionsAreKept(t *testing.T) {
 	o := newOperator(t)
 	for name, had := range map[string]int{"few": 10, "many": 120} {
 		path := o.Scope.Path(name)
-		if err := o.store.SetMetadata(t.Context(), path, map[string]string{"environment": "prod"}, had); err != nil {
+		custom := map[string]string{"environment": "prod", "provider": name, "label": "prod-" + name}
+		if err := o.store.SetMetadata(t.Context(), path, custom, had); err != nil {
 			t.Fatal(err)
 		}
 		for n := range had + 1 {
-			o.add(name, n, Meta{Label: fmt.Sprint("label ", n)})
+			meta := Meta{}
+			if name == "many" {
+				meta.Label = fmt.Sprint("label ", n) // so that the description is written
+			}
+			o.add(name, n, meta)
 		}
 		md := o.metadata(name)
 		if want := max(had, 100); md.MaxVersions != want || len(md.Versions) != min(want, had+1) {
@@ -249,19 +256,21 @@ func TestTwoOperatorsAtOnce(t *testing.T) {
 	o := newOperator(t)
 	other := &Manager{Store: o.store.Store, Scope: o.Scope}
 	o.add("openai", 1, Meta{})
-	o.store.before = func(method string) error {
-		if method == "patch" {
-			if _, err := other.Add(t.Context(), "openai", o.value(key(2)), Meta{}); err != nil {
-				t.Error(err)
+	for name, way := range map[string]string{"openai": "patch", "brand-new": "put"} {
+		o.store.before = func(method string) error {
+			if method == way {
+				if _, err := other.Add(t.Context(), name, o.value(key(2)), Meta{}); err != nil {
+					t.Error(err)
+				}
 			}
+			return nil
 		}
-		return nil
+		_, err := o.Add(t.Context(), name, o.value(key(3)), Meta{})
+		if !errors.Is(err, store.ErrConflict) || !strings.Contains(err.Error(), "`postern keys show "+name+"`") {
+			t.Errorf("%s: %v", name, err)
+		}
+		o.holds(name, map[string]string{"api_key": key(2)})
 	}
-	_, err := o.Add(t.Context(), "openai", o.value(key(3)), Meta{})
-	if !errors.Is(err, store.ErrConflict) || !strings.Contains(err.Error(), "`postern keys show openai`") {
-		t.Errorf("%v", err)
-	}
-	o.holds("openai", map[string]string{"api_key": key(2)})
 }
 
 func TestManyOperatorsCreateOneKey(t *testing.T) {

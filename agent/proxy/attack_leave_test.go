@@ -15,7 +15,13 @@ import (
 // A client may leave at any point, in any way; nothing of it stays: no
 // connection, no goroutine (the world's end checks), no body, no lease.
 func TestLeavingLeavesNothingBehind(t *testing.T) {
-	stall := func(r *http.Request) { <-r.Context().Done() }
+	stop := make(chan struct{})
+	stall := func(r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-stop: // net/http hears of no leaving while there is a body to read
+		}
+	}
 	w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v1/stall":
@@ -36,6 +42,7 @@ func TestLeavingLeavesNothingBehind(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 		}
 	}, withKeys(key1, key2))
+	t.Cleanup(func() { close(stop) })
 	const post = "POST PRE/v1/x HTTP/1.1\r\nHost: HOST\r\n"
 	for _, s := range []struct{ name, text, read string }{
 		{"at once", "", ""},
@@ -68,8 +75,12 @@ func TestLeavingLeavesNothingBehind(t *testing.T) {
 				case strings.Contains(s.text, "\r\n\r\n"):
 					until(t, s.name+": not forwarded", func() bool { return len(w.requests()) > before })
 				}
+				at := time.Now()
 				leave(y.raw, end)
 				w.settled(t, fmt.Sprintf("%s, %s, in a tunnel %t", s.name, end, inside))
+				if d := time.Since(at); d > 100*time.Millisecond {
+					t.Log(s.name, end, inside, d)
+				}
 				y.raw.Close()
 			}
 		}
@@ -139,7 +150,11 @@ func TestFailingUpstreamLeavesNothingBehind(t *testing.T) {
 				for _, y := range w.ways() {
 					y.SetDeadline(time.Now().Add(10 * time.Second))
 					io.WriteString(y, y.fill(text))
+					at := time.Now()
 					y.Read(make([]byte, 1)) // an answer or the end
+					if d := time.Since(at); d > 100*time.Millisecond {
+						t.Logf("%s %s %.10q %s %v", name, end, text[len(text)-10:], y.prefix, d)
+					}
 					y.raw.Close()
 				}
 				w.settled(t, name+", "+end)

@@ -80,17 +80,6 @@ func says(text func() string) func(net.Conn) {
 	}
 }
 
-// silent is a listener on which somebody accepts and says nothing.
-func silent(t *testing.T) net.Listener {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	acceptAll(t, ln, func(c net.Conn) { io.Copy(io.Discard, c) })
-	return ln
-}
-
 // way is how a raw client reaches the provider.
 type way struct {
 	net.Conn
