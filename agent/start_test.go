@@ -10,6 +10,7 @@ import (
 	"strings"
 	stdsync "sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -262,13 +263,13 @@ func TestStopWaitsForWhatRunsBeside(t *testing.T) {
 				close(stopped)
 			}()
 			eventually(t, "its keys are gone", func() bool { return !a.HasKey("openai") })
-			if err := c.open(a); err != nil {
-				t.Errorf("it was closed under it: %v", err)
-			}
 			select {
 			case <-stopped:
 				t.Error("it stopped")
-			default:
+			case <-time.After(100 * time.Millisecond): // it would have
+			}
+			if err := c.open(a); err != nil {
+				t.Errorf("it was closed under it: %v", err)
 			}
 			c.wg(a).Done()
 			<-stopped
