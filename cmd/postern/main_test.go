@@ -20,18 +20,24 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"postern": main})
+	code := m.Run()
+	agenttest.Cleanup()
+	os.Exit(code)
 }
 
-// The scripts are named after what they show. Beside testscript's own commands
-// they have those of scriptCommands, and these variables: $PROXY and $ADMIN are
-// addresses that nobody listens on.
+// The scripts are named after what they show, and run the built binary: this
+// test's own, where it is built for the race detector, does not always end (the
+// detector's runtime has been seen to hang in exit). Beside testscript's own
+// commands they have those of scriptCommands, and these variables: $PROXY and
+// $ADMIN are addresses that nobody listens on.
 func TestScripts(t *testing.T) {
+	bin := filepath.Dir(agenttest.Binary(t))
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
@@ -39,6 +45,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			home := filepath.Join(e.WorkDir, "home")
 			e.Setenv("HOME", home)
+			e.Setenv("PATH", bin+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			for _, name := range []string{"PROXY", "ADMIN"} {
 				e.Setenv(name, freeAddress(t))
 			}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-proxy/postern/agent/agenttest"
 )
 
 // terminal is a pseudo-terminal with `postern keys add openai` on it.
@@ -49,7 +51,7 @@ func prompted(t *testing.T) *terminal {
 	}
 	defer slave.Close()
 	x := &terminal{t: t, master: master, home: t.TempDir(), done: make(chan error, 1)}
-	x.cmd = exec.Command("postern", "keys", "add", "openai")
+	x.cmd = exec.Command(agenttest.Binary(t), "keys", "add", "openai")
 	x.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + x.home, "TERM=dumb"}
 	x.cmd.Dir = x.home
 	x.cmd.Stdin, x.cmd.Stdout, x.cmd.Stderr = slave, slave, slave

@@ -153,6 +153,18 @@ func (c *canary) answers(t *testing.T) {
 			t.Errorf("%s: the frames, or the field before them, did not hold the key:\n%q", name, text)
 		}
 	}
+	req, err := http.NewRequest(http.MethodGet, "https://"+c.echo.host+"/v1/socket", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} {
+		req.Header.Set(name, value)
+	}
+	status, text := heard(t, c.connect, req)
+	c.look("WebSocket frames by connect", []byte(text))
+	if status != http.StatusSwitchingProtocols || strings.Count(text, masked) < 2 {
+		t.Errorf("connect: status %d; the frames, or the field before them, did not hold the key:\n%q", status, text)
+	}
 	// The provider did get it, or all of this shows nothing.
 	seen := 0
 	for _, r := range c.echo.Requests() {
