@@ -90,6 +90,42 @@ func TestSecondTryThatPanics(t *testing.T) {
 	w.settled(t, "after a panic")
 }
 
+// An upgrade that one version is refused is retried with the other, over
+// HTTP/1.1 also where the provider speaks HTTP/2.
+func TestUpgradeWithTheOtherVersion(t *testing.T) {
+	for _, h2 := range []bool{false, true} {
+		w := newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") == "Bearer "+key1 {
+				rw.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			c, _, err := http.NewResponseController(rw).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+			io.Copy(c, c)
+		}, withKeys(key1, key2), func(c *worldConfig) { c.http2 = h2 })
+		for i, y := range w.ways() {
+			y.SetDeadline(time.Now().Add(10 * time.Second))
+			io.WriteString(y, y.fill("GET PRE/v1/realtime HTTP/1.1\r\nHost: HOST\r\n"+wsHead))
+			br := bufio.NewReader(y)
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+				t.Fatalf("http2 %t, way %d: %v, %v", h2, i, resp, err)
+			}
+			io.WriteString(y, "there and back")
+			if b, err := io.ReadAll(io.LimitReader(br, 14)); string(b) != "there and back" {
+				t.Errorf("http2 %t, way %d: %q, %v", h2, i, b, err)
+			}
+			y.raw.Close()
+		}
+		w.settled(t, "after upgrades")
+	}
+}
+
 // Everything at once, while generations and versions change: each request
 // carries one usable key, the upstream sees whole bodies or broken ones, never
 // others, no client sees a key, and in the end nothing is left.

@@ -70,7 +70,6 @@ func (s *Server) handleConnect(target string, ctx *goproxy.ProxyCtx) (*goproxy.C
 	if !rt.Tunnel {
 		return refuse(http.StatusForbidden, codeUnmatched, foreignText(hostport))
 	}
-	s.Metrics.tunnels.WithLabelValues("opened").Inc()
 	return &goproxy.ConnectAction{Action: goproxy.ConnectAccept}, hostport
 }
 
@@ -169,6 +168,7 @@ func (s *Server) dialTunnel(ctx context.Context, hostport string) (net.Conn, err
 		}
 		return nil, err
 	}
+	s.Metrics.tunnels.WithLabelValues("opened").Inc()
 	t := &idleConn{Conn: conn, idle: tunnelIdle, onClose: s.conns.remove}
 	s.conns.add(t)
 	return t, nil

@@ -67,18 +67,21 @@ func (g *Guard) Read(p []byte) (int, error) {
 			g.out = g.out[n:]
 			return n, nil
 		}
-		if g.err != nil {
-			err := g.err
-			if _, ours := err.(Error); !ours {
+		opaque := g.opaque.Load()
+		if opaque && len(g.held) > 0 {
+			g.out, g.held, g.seen = g.held, nil, 0
+			continue
+		}
+		if err := g.err; err != nil {
+			_, ours := err.(Error)
+			if !ours || opaque {
 				g.err = nil // a deadline may be moved; what ended stays ended by itself
 			}
-			return 0, err
-		}
-		if g.opaque.Load() {
-			if len(g.held) > 0 {
-				g.out, g.held, g.seen = g.held, nil, 0
-				continue
+			if !ours || !opaque {
+				return 0, err
 			}
+		}
+		if opaque {
 			return g.src.Read(p)
 		}
 		if len(g.held) > 0 {

@@ -139,6 +139,23 @@ func TestGuardStaysShut(t *testing.T) {
 	}
 }
 
+// What came behind a CONNECT is nothing that could be wrong as HTTP, once the connection is the tunnel's.
+func TestGuardOpensAfterAnError(t *testing.T) {
+	const head, hello = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "\x16\x03\x01\n\x00"
+	g := NewGuard(strings.NewReader(head + hello))
+	b := make([]byte, 4096)
+	if n, err := g.Read(b); err != nil || string(b[:n]) != head {
+		t.Fatalf("head: %q, %v", b[:n], err)
+	}
+	if g.Failed() == nil {
+		t.Fatal("the guard took it for HTTP")
+	}
+	g.Opaque()
+	if rest, err := io.ReadAll(g); err != nil || string(rest) != hello {
+		t.Fatalf("%q, %v", rest, err)
+	}
+}
+
 // FuzzGuard: what passes, net/http reads as the same sequence of requests with
 // nothing left over, however the bytes were cut.
 func FuzzGuard(f *testing.F) {
