@@ -29,22 +29,6 @@ const (
 	metaService     = "service"
 )
 
-// Scope is one environment and one proxy id: all that an agent may see.
-type Scope struct{ Environment, ProxyID string }
-
-// Path is where a key of the scope is kept, relative to the store's root.
-func (s Scope) Path(name string) string { return s.folder() + name }
-
-func (s Scope) folder() string {
-	return "provider-keys/" + s.Environment + "/" + s.ProxyID + "/"
-}
-
-// Manager runs the operations of one scope. It is safe for concurrent use.
-type Manager struct {
-	Store store.Store
-	Scope Scope
-}
-
 // nameShape is what providers[].key may be.
 var nameShape = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 

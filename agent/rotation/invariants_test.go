@@ -114,7 +114,7 @@ func (w *world) write() {
 	case 2:
 		r.Closed = true
 	case 3:
-		r.Versions = []VersionRecord{{w.version(), State(w.tape.next(8))}}
+		r.Versions = []VersionRecord{{ID: w.version(), State: State(w.tape.next(8))}}
 	}
 	w.record = r
 }

@@ -29,20 +29,76 @@ type Record struct {
 	// Versions are what was decided about versions: only Rejected and
 	// Compromised change what an agent does.
 	Versions []VersionRecord
-	// Rest are members that this package does not read.
+
+	// What follows is for those who carry the rotation out; Step does not read it.
+
+	Phase   Phase
+	Managed bool   // the new version is made by an issuer
+	Actor   string // who asked for it, for people
+	Entity  string // the same as the store's own identity; "" where it knows none
+	Reason  string // why it was asked for, and, once it is over, why it failed
+	// IdempotencyKey names the request that began it.
+	IdempotencyKey string
+	RequestedAt    time.Time
+	// Holder makes the new version at the provider; others leave that to it until HeldUntil.
+	Holder    string
+	HeldUntil time.Time
+
+	// Rest are members that are not known here. They are carried through.
 	Rest map[string]string
 }
+
+// Phase is how far a rotation is.
+type Phase string
+
+const (
+	PhaseNone      Phase = ""          // no rotation ever began
+	PhaseRequested Phase = "requested" // an issuer is to make the new version
+	PhaseGenerate  Phase = "generate"  // the new version is being made or written
+	PhaseValidate  Phase = "validate"  // it is written, and the provider is asked about it
+	PhaseMigrate   Phase = "migrate"   // agents move to it
+	PhaseRevoke    Phase = "revoke"    // all have moved: the old version is revoked and destroyed
+	// With the phases below the record is Closed.
+	PhaseDone       Phase = "done"
+	PhaseRejected   Phase = "rejected"    // the provider refuses the new version
+	PhaseRolledBack Phase = "rolled_back" // a halt stopped it
+	PhaseAbandoned  Phase = "abandoned"   // the new version was never written
+)
 
 // VersionRecord is what a record says of one version.
 type VersionRecord struct {
 	ID
-	State State `json:"state"`
+	State State `json:"state"` // Unknown: nothing was decided
+	// ProviderID is what the provider calls the credential, where an issuer made
+	// it; Expires is when it ends there by itself, zero if it does not.
+	ProviderID string    `json:"provider_id,omitempty"`
+	Expires    time.Time `json:"expires,omitzero"`
+	// Revocation at the provider and destruction in the store are tried until they succeed.
+	Revoked   bool      `json:"revoked,omitempty"`   // at the provider
+	Destroyed bool      `json:"destroyed,omitempty"` // in the store
+	Attempts  int       `json:"attempts,omitempty"`  // that failed
+	Next      time.Time `json:"next,omitzero"`       // not tried again before
+	Trouble   string    `json:"trouble,omitempty"`   // why the last attempt failed
+}
+
+// Version returns what the record says of a version, added if it says nothing
+// yet. The pointer is valid until another is added.
+func (r *Record) Version(id ID) *VersionRecord {
+	for i := range r.Versions {
+		if r.Versions[i].ID.Equal(id) {
+			return &r.Versions[i]
+		}
+	}
+	r.Versions = append(r.Versions, VersionRecord{ID: id})
+	return &r.Versions[len(r.Versions)-1]
 }
 
 func (r *Record) members() map[string]any {
 	return map[string]any{
 		"from": &r.From, "to": &r.To, "ramp": &r.Ramp, "grace": (*duration)(&r.Grace), "started_at": &r.StartedAt,
 		"validated": &r.Validated, "closed": &r.Closed, "versions": &r.Versions,
+		"phase": &r.Phase, "managed": &r.Managed, "actor": &r.Actor, "entity": &r.Entity, "reason": &r.Reason,
+		"idempotency_key": &r.IdempotencyKey, "requested_at": &r.RequestedAt, "holder": &r.Holder, "held_until": &r.HeldUntil,
 	}
 }
 

@@ -31,6 +31,7 @@ func TestDecodeRecord(t *testing.T) {
 		"versions", `[{"number":6,"created":"2026-03-01T12:00:00Z","state":"draining"},{"number":5,"created":"2026-02-01T12:00:00Z","state":"compromised"}]`,
 		"reason", "true", // text that looks like JSON
 		"actor", "ada",
+		"ticket", "4711",
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -40,9 +41,10 @@ func TestDecodeRecord(t *testing.T) {
 		Ramp: Ramp{{10, 90 * time.Second}}, Grace: 10 * time.Minute, StartedAt: time.Date(2026, 3, 2, 12, 0, 5, 0, time.UTC),
 		Validated: true,
 		Versions: []VersionRecord{
-			{ID{6, time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}, Draining}, {ID{5, time.Date(2026, 2, 1, 12, 0, 0, 0, time.UTC)}, Compromised},
+			{ID: ID{6, time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}, State: Draining}, {ID: ID{5, time.Date(2026, 2, 1, 12, 0, 0, 0, time.UTC)}, State: Compromised},
 		},
-		Rest: map[string]string{"reason": "true", "actor": "ada"},
+		Reason: "true", Actor: "ada",
+		Rest: map[string]string{"ticket": "4711"},
 	}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("got  %+v\nwant %+v", r, want)

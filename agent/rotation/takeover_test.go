@@ -358,7 +358,7 @@ func TestARecordRejectsAVersion(t *testing.T) {
 	s.write()
 	s.observe()
 	s.log = nil
-	s.record = &Record{Versions: []VersionRecord{{s.id(2), Rejected}}}
+	s.record = &Record{Versions: []VersionRecord{{ID: s.id(2), State: Rejected}}}
 	s.observe()
 	s.told("rolled-back 1", "retire 2")
 }
