@@ -260,7 +260,7 @@ func TestCompromise(t *testing.T) {
 func TestCompromiseByRecord(t *testing.T) {
 	s := settled(t, nil, time.Hour)
 	two := s.write()
-	s.record = &Record{Versions: []VersionRecord{{s.id(1), Compromised}, {two, Compromised}}}
+	s.record = &Record{Versions: []VersionRecord{{ID: s.id(1), State: Compromised}, {ID: two, State: Compromised}}}
 	s.observe().observe()
 	s.told("retire 1") // version 2 was never loaded
 	s.shares("")
