@@ -23,6 +23,7 @@ const (
 // Every field has a line: who adds one decides what a reload does with it.
 var fields = map[string]string{
 	"Version": checked, "RequireAPIKey": checked, "Source": checked, "Notes": checked, "where": checked, "file": checked,
+	"Server": checked, "Issuers": checked, // the server's
 	"Environment": restart, "ProxyID": restart,
 	"Listen.Proxy": restart, "Listen.AllowUIDs": restart, "Listen.Admin": restart, "Listen.AllowRemote": checked, "Listen.Hosts": taken,
 	"CA.Dir": restart, "CA.StateDir": restart, "Audit.File": restart, "Log.Level": restart, "Log.Format": restart,

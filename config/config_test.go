@@ -88,7 +88,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// Every file directly in testdata is right, for the agent too.
+// Every file directly in testdata is right, for the agent too, or for the server where it has such a section.
 func TestExamples(t *testing.T) {
 	for _, file := range glob(t, "testdata/*.yaml") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -100,6 +100,12 @@ func TestExamples(t *testing.T) {
 				t.Errorf("notes: %v", c.Notes)
 			}
 			agent := c.ValidateAgent()
+			if c.Server != nil {
+				if err := c.ValidateServer(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
 			if file == "testdata/vault-from-environment.yaml" {
 				if agent == nil || !strings.Contains(agent.Error(), "store.vault.auth: is required for the agent") {
 					t.Errorf("a Vault without auth: %v", agent)

@@ -222,7 +222,6 @@ func (d *decoder) duration(path string, line int, n *yaml.Node, v reflect.Value)
 
 // wanted are names that people expect here, with what there is instead.
 var wanted = map[string]string{
-	"issuers":         "issuers belong to the management server, which this version of postern does not have: remove it",
 	"api_key":         "a key is never written into the configuration: `postern keys add NAME` puts it into the store",
 	"secret_id":       "a credential is never written into the configuration: put it into a file and name it in secret_id_file",
 	"passphrase":      "a passphrase is never written into the configuration: name the variable that holds it in passphrase_env",

@@ -23,6 +23,8 @@ const (
 	maxSocket    = 103 // the shortest sun_path of the platforms, without its NUL
 )
 
+const proxyIDSay = "px_ and then lower-case letters, digits, _ and -, at most 64 in all, as in px_acme_prod"
+
 var (
 	environmentForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	proxyIDForm     = regexp.MustCompile(`^px_[a-z0-9_-]{1,61}$`)
@@ -58,6 +60,8 @@ func (f *finish) complete() {
 	f.rotation()
 	f.providers()
 	f.rest()
+	f.server()
+	f.issuers()
 }
 
 func (f *finish) identity() {
@@ -69,7 +73,7 @@ func (f *finish) identity() {
 		f.at("version", "is not known to this postern: write version: 1")
 	}
 	f.form("environment", f.Environment, environmentForm, true, "a lower-case letter, then letters, digits and -, at most 63 in all, as in prod")
-	f.form("proxy_id", f.ProxyID, proxyIDForm, true, "px_ and then lower-case letters, digits, _ and -, at most 64 in all, as in px_acme_prod")
+	f.form("proxy_id", f.ProxyID, proxyIDForm, f.Server == nil && !f.mistyped("server"), proxyIDSay)
 	f.form("service", f.Service, serviceForm, false, "letters, digits, '.', _ and -, at most 63, as in checkout")
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,11 +63,24 @@ func safe(t *testing.T, c *Config) {
 	if strings.HasPrefix(c.Listen.Proxy, unixScheme) && len(c.Listen.AllowUIDs) == 0 {
 		t.Error("a socket for everyone")
 	}
-	if c.RequireAPIKey || c.Version != 1 || c.Environment == "" || c.ProxyID == "" {
+	if c.RequireAPIKey || c.Version != 1 || c.Environment == "" || c.ProxyID == "" && (c.Server == nil || c.ValidateAgent() == nil || c.ValidateScope() == nil) {
 		t.Errorf("%+v", c)
 	}
 	if c.Rotation.Grace < 2*c.Poll() || c.Poll() < 200*time.Millisecond || c.Rotation.RejectRatio <= 0 {
 		t.Errorf("rotation %+v, poll %v", c.Rotation, c.Poll())
+	}
+	for _, i := range c.Issuers {
+		if i.Provider == "" || !slices.Contains(kinds, i.Kind) || (i.Kind == KindVault) != (i.AdminKey == "") || i.Kind == KindVault && c.Store.Vault == nil {
+			t.Errorf("issuer %+v", i)
+		}
+		for _, u := range []string{i.BaseURL, i.LoginURL} {
+			if u != "" && (!strings.HasPrefix(u, "https://") || strings.ContainsAny(u, "?#@")) {
+				t.Errorf("issuer at %q", u)
+			}
+		}
+		if p := i.AdminPath(c.Environment); i.AdminKey != "" && (!strings.HasPrefix(p, "issuers/"+c.Environment+"/") || strings.Count(p, "/") != 2) {
+			t.Errorf("admin credential at %q", p)
+		}
 	}
 	names := map[string]bool{}
 	for _, p := range c.Providers {

@@ -76,7 +76,11 @@ func (f *finish) address(at, s, example string) netip.AddrPort {
 	ip, err := netip.ParseAddr(host)
 	switch {
 	case host == "localhost":
-		f.at(at, "localhost may mean two addresses: write 127.0.0.1:%d (and add localhost to listen.hosts for clients that say so)", n)
+		hosts := ""
+		if at == "listen.proxy" {
+			hosts = " (and add localhost to listen.hosts for clients that say so)"
+		}
+		f.at(at, "localhost may mean two addresses: write 127.0.0.1:%d%s", n, hosts)
 		return netip.AddrPort{}
 	case err != nil || ip.Zone() != "":
 		f.at(at, "%s is no address: write a literal IP and a port, as in %s", shown(s), example)

@@ -107,7 +107,8 @@ func workingDir() string {
 
 // Parse reads one configuration. source names it in messages; relative paths in
 // it are relative to dir. The error is an *Errors with every mistake at once,
-// what ValidateAgent would say included.
+// what ValidateAgent (ValidateServer for a file with a server section) would say
+// included.
 func Parse(data []byte, source string, env func(string) string, dir string) (*Config, error) {
 	c := &Config{Source: source, where: map[string]int{}}
 	r := newReport(c.where)
@@ -123,7 +124,11 @@ func Parse(data []byte, source string, env func(string) string, dir string) (*Co
 	f := newFinish(c, r, env, dir)
 	f.complete()
 	if len(r.list) > 0 {
-		f.validateAgent()
+		if f.Server != nil {
+			f.validateServer()
+		} else {
+			f.validateAgent()
+		}
 		return nil, r.err(source)
 	}
 	return c, nil

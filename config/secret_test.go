@@ -21,7 +21,7 @@ var canaries = []string{
 
 // A key pasted over any name or value of a configuration is in no message and no note.
 func TestMessagesHoldNoSecret(t *testing.T) {
-	for _, file := range []string{"testdata/full.yaml", "testdata/sealed.yaml", "testdata/cert.yaml"} {
+	for _, file := range []string{"testdata/full.yaml", "testdata/sealed.yaml", "testdata/cert.yaml", "testdata/server.yaml"} {
 		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -61,8 +61,10 @@ func leaks(t *testing.T, data []byte, canary string, line int) (mistakes int) {
 		for _, n := range c.Notes {
 			said = append(said, n.Error())
 		}
-		if err := c.ValidateAgent(); err != nil {
-			said = append(said, err.Error())
+		for _, validate := range []func() error{c.ValidateAgent, c.ValidateServer, c.ValidateScope} {
+			if err := validate(); err != nil {
+				said = append(said, err.Error())
+			}
 		}
 	}
 	for _, s := range said {

@@ -186,15 +186,23 @@ func (c *Config) ValidateAgent() error {
 }
 
 func (f *finish) validateAgent() {
+	f.scope("the agent serves one proxy id alone")
 	if len(f.Providers) == 0 && !f.mistyped("providers") {
 		f.at("providers", "is empty, so the agent would serve nothing: write one at least, as in - name: openai")
 	}
 	if v := f.Store.Vault; v != nil && !f.mistyped("store.vault.auth") {
-		f.auth(&v.Auth)
+		f.auth(&v.Auth, "agent")
 	}
 }
 
-func (f *finish) auth(a *Auth) {
+// scope wants the proxy id that a file with a server section may leave out.
+func (f *finish) scope(why string) {
+	if f.ProxyID == "" && !f.mistyped("proxy_id") && f.Server != nil {
+		f.at("proxy_id", "is required here, for %s (only `postern server` does without): write %s", why, proxyIDSay)
+	}
+}
+
+func (f *finish) auth(a *Auth, who string) {
 	const p = "store.vault.auth"
 	given := []string{}
 	for _, m := range []struct {
@@ -207,7 +215,7 @@ func (f *finish) auth(a *Auth) {
 	}
 	switch len(given) {
 	case 0:
-		f.at(p, "is required for the agent: exactly one of kubernetes, approle, jwt, cert, token (VAULT_TOKEN is read by operators' commands only)")
+		f.at(p, "is required for the %s: exactly one of kubernetes, approle, jwt, cert, token (VAULT_TOKEN is read by operators' commands only)", who)
 	case 1:
 	default:
 		f.at(p, "has %s: keep exactly one of them", strings.Join(given, " and "))

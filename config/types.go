@@ -6,6 +6,7 @@ package config
 
 import (
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/postern-proxy/postern/agent/provider/spec"
@@ -19,7 +20,10 @@ type Config struct {
 	// Environment that the keys belong to, as in prod; a key whose metadata
 	// names another is refused. Required.
 	Environment string `yaml:"environment"`
-	// ProxyID is the one scope whose keys the agent serves, as in px_acme_prod. Required.
+	// ProxyID is the one scope whose keys the agent serves, as in px_acme_prod.
+	// Required, but for a file with a Server, which serves all proxy ids of its
+	// environment: then it may be "", and ValidateAgent and ValidateScope say so
+	// to whoever cannot do without.
 	ProxyID string `yaml:"proxy_id"`
 	// Service is for labels and metrics. Optional.
 	Service string `yaml:"service"`
@@ -38,6 +42,11 @@ type Config struct {
 	RequireAPIKey bool  `yaml:"require_api_key"`
 	Audit         Audit `yaml:"audit"`
 	Log           Log   `yaml:"log"`
+	// Server is `postern server`'s own; nil where the file has no such section.
+	// The agent and operators' commands ignore it, and Issuers.
+	Server *Server `yaml:"server"`
+	// Issuers make and revoke keys at the providers, at most one for each. Default none.
+	Issuers []Issuer `yaml:"issuers"`
 
 	// Source is where it was read from ("postern.yaml", "env:NAME", "built-in default"), for messages.
 	Source string `yaml:"-"`
@@ -206,4 +215,69 @@ type Audit struct {
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn, error
 	Format string `yaml:"format"` // json (default), text
+}
+
+// Server is where the management API is served, over TLS only: every request
+// carries a Vault token.
+type Server struct {
+	// Listen is IP:port (0: any free port); default 127.0.0.1:8702. It may be
+	// reachable from elsewhere, and may be neither Listen.Proxy nor Listen.Admin.
+	Listen string `yaml:"listen"`
+	// CertFile and KeyFile are PEM files of the server's certificate, with its
+	// chain, and its key. Required by ValidateServer.
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+// The kinds of issuers: whose API is spoken.
+const (
+	KindOpenAI     = "openai"
+	KindOpenRouter = "openrouter"
+	KindAnthropic  = "anthropic"
+	KindAzure      = "azure"
+	KindVault      = "vault"
+)
+
+// Issuer makes and revokes the keys of one provider. Which fields apply is the
+// Kind's; those of another are refused.
+type Issuer struct {
+	// Provider whose keys these are: the catalog entry's name, or what the keys'
+	// metadata has as provider. Required, no two alike.
+	Provider string `yaml:"provider"`
+	Kind     string `yaml:"kind"` // one of the constants above; required
+	// AdminKey is where the admin credential is in the store: issuers/NAME, which
+	// stands for issuers/<environment>/NAME. Required, but for vault, which the
+	// server's own token reads.
+	AdminKey string `yaml:"admin_key"`
+	// BaseURL is what the vendor's paths are appended to, https only. Default
+	// the vendor's own; not for vault.
+	BaseURL string `yaml:"base_url"`
+	// CAFile is a PEM file of roots trusted for BaseURL and LoginURL beside the system's. Optional.
+	CAFile string `yaml:"ca_file"`
+
+	Project string `yaml:"project"` // openai: as in proj_abc; required
+
+	Subscription  string `yaml:"subscription"`   // azure: the id; required
+	ResourceGroup string `yaml:"resource_group"` // azure; required
+	Account       string `yaml:"account"`        // azure: the resource's name; required
+	// LoginURL is where azure's tokens come from, https only; default https://login.microsoftonline.com.
+	LoginURL string `yaml:"login_url"`
+
+	// Spare is the one of azure's two keys, key1 or key2, that nothing uses: it is
+	// made where the key in use is not one that was made here. Default "": then none is.
+	Spare string `yaml:"spare"`
+
+	// Path is vault's: of a dynamic engine, as Vault's API has it; required.
+	Path string `yaml:"path"`
+	// Field of Path's answer that holds the key; default api_key.
+	Field string `yaml:"field"`
+}
+
+// AdminPath is where the admin credential is, relative to the store's root; "" for vault.
+func (i Issuer) AdminPath(environment string) string {
+	name, ok := strings.CutPrefix(i.AdminKey, issuersFolder)
+	if !ok {
+		return ""
+	}
+	return issuersFolder + environment + "/" + name
 }

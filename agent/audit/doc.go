@@ -28,6 +28,11 @@
 // it stays where it is, and the next entry, [EventResumed], says how many bytes
 // were found and their hash: Verify accepts exactly these bytes there.
 //
+// A [Record] lies in a store, one entry at each numbered place, and is one chain
+// that any number of processes append to. What lies at a place and is no entry
+// of the chain is stepped over: the next entry's prev is the hash of the last
+// good one. The store adds what no hash can: who wrote a place, and when.
+//
 // # What an anchor adds
 //
 // Whoever may write the file can also recompute every hash after an edit, or cut

@@ -16,11 +16,19 @@ const (
 	Broken     = "broken"       // the entry before it was edited or replaced
 	Start      = "start"        // a chain whose beginning is not there
 	Anchor     = "anchor"       // an anchor that no entry matches: truncated or rewritten
+
+	// Of a Record only.
+	Deleted     = "deleted"     // a place whose entry was deleted or destroyed
+	Rewritten   = "rewritten"   // a place that was written more than once
+	Misplaced   = "misplaced"   // an entry of another place or environment, or what is no entry's place
+	Forged      = "forged"      // the store recorded another writer than the entry claims
+	Redated     = "redated"     // the store wrote it at another time than the entry claims
+	Unwitnessed = "unwitnessed" // the store's account of the writers may not be read
 )
 
 // Problem is one thing that is wrong.
 type Problem struct {
-	Line int    `json:"line"`          // from 1; 0 where it is about no line
+	Line int    `json:"line"`          // from 1; 0 where it is about no line, as always in a Record
 	Seq  uint64 `json:"seq,omitempty"` // of the entry it is about; 0 where none could be read
 	Kind string `json:"kind"`
 	Text string `json:"text"` // a sentence; never holds an entry's content
@@ -41,7 +49,7 @@ type ChainReport struct {
 
 // Report is what Verify found.
 type Report struct {
-	Lines    int           `json:"lines"`
+	Lines    int           `json:"lines"` // of a Record: places
 	Entries  int           `json:"entries"`
 	Foreign  int           `json:"foreign"` // lines that are clearly not ours
 	Torn     int           `json:"torn"`    // torn lines that a chain.resumed entry explains

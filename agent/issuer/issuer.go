@@ -1,6 +1,14 @@
 // Package issuer makes and revokes credentials at the providers themselves, one
 // file a vendor. It reads an admin credential that is stronger than any key it
 // makes, so only `postern server` uses it.
+//
+// It dials nothing itself: requests go through the http.RoundTripper it is
+// given. A new key goes from the answer's bytes, which are wiped, straight into
+// the arena. The admin credential becomes a header, which is a Go string and
+// cannot be wiped: it is read anew for each operation and kept nowhere.
+//
+// Of what a vendor answers to a request that it refuses, errors repeat the
+// status and the vendor's one-word name for the mistake, nothing else.
 package issuer
 
 import (

@@ -32,7 +32,14 @@ var (
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrInvalid: the request can never succeed as it stands (a malformed path, a value too large).
 	ErrInvalid = errors.New("invalid request")
+	// ErrTooLarge is an ErrInvalid: something is there, and more than the store reads or writes.
+	ErrTooLarge error = tooLarge{}
 )
+
+type tooLarge struct{}
+
+func (tooLarge) Error() string { return ErrInvalid.Error() + ": too large" }
+func (tooLarge) Unwrap() error { return ErrInvalid }
 
 // Version is one version of a secret, as metadata tells it.
 type Version struct {
@@ -41,8 +48,12 @@ type Version struct {
 	// Deleted is when the version was soft-deleted; the zero time if it was not.
 	Deleted   time.Time
 	Destroyed bool // its data is gone for good
-	// CreatedBy is the writer's entity id as the store itself recorded it; "" where it records none.
+	// CreatedBy is the writer's entity id as the store itself recorded it; ""
+	// where it records none, or does not tell it in this answer: Vault tells it in Metadata only.
 	CreatedBy string
+	// RequestID is what Vault calls the request whose answer told this version,
+	// for its audit log; "" where a store has none. It is no part of the version's identity.
+	RequestID string
 }
 
 // Readable reports whether the version's data can still be read.
@@ -136,4 +147,35 @@ type PathReader interface {
 	ReadPath(ctx context.Context, path string) (*Secret, error)
 	// RenewLease extends a lease; a shorter term than asked means it ends for good soon.
 	RenewLease(ctx context.Context, l Lease) (Lease, error)
+}
+
+// LeaseRevoker is implemented by stores that can end a lease before its time.
+type LeaseRevoker interface {
+	// RevokeLease makes the secret behind a lease invalid where it was issued,
+	// and returns once that is done. A lease that has ended, or never was, is no error.
+	RevokeLease(ctx context.Context, id string) error
+}
+
+// Identifier is implemented by stores that know on whose behalf they work.
+type Identifier interface {
+	// Identity says who the store takes us for. It may ask the store; errors are those of a Store.
+	Identity(ctx context.Context) (Identity, error)
+}
+
+// Identity is who a store takes us for.
+type Identity struct {
+	EntityID    string // what the store itself records with each write; "" where it knows none
+	DisplayName string // for people; "" where the store does not tell it
+	Policies    []string
+	// Expires is when the credential ends, local time; zero if it does not or that is not known.
+	Expires time.Time
+}
+
+// Capable is implemented by stores that can say what the credential in use may do.
+type Capable interface {
+	// Capabilities returns, for each of the full API paths, what is allowed
+	// there: "create", "read", "update", "patch", "delete", "list", "sudo", or
+	// "root" alone for everything, or "deny" alone for nothing. A path that
+	// ends in a slash is asked about as List reads it.
+	Capabilities(ctx context.Context, paths ...string) (map[string][]string, error)
 }

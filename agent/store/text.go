@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/postern-proxy/postern/agent/secret"
 )
@@ -41,7 +42,11 @@ func PutText(ctx context.Context, s Store, path string, fields map[string][]byte
 	for name, b := range fields {
 		v, err := secret.New(append([]byte{}, b...))
 		if err != nil {
-			return Version{}, err
+			reason := ErrUnavailable // no memory
+			if len(b) > secret.MaxLen {
+				reason = ErrInvalid
+			}
+			return Version{}, fmt.Errorf("%s: field %q: %w (%w)", path, name, reason, err)
 		}
 		values[name] = v
 	}

@@ -55,7 +55,10 @@ type Store struct {
 	stamp      stamp
 }
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store      = (*Store)(nil)
+	_ store.Identifier = (*Store)(nil)
+)
 
 // Open opens a store. A file that exists is read, unlocked and verified here.
 // The error wraps one of package store's reasons and names the file.

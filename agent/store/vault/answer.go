@@ -21,7 +21,7 @@ func is(name []byte, want string) bool {
 
 // envelope is what every answer of Vault looks like.
 type envelope struct {
-	data, auth, leaseID, leaseDuration, renewable []byte
+	data, auth, leaseID, leaseDuration, renewable, requestID []byte
 }
 
 func parseEnvelope(body []byte) (e envelope, err error) {
@@ -41,10 +41,21 @@ func parseEnvelope(body []byte) (e envelope, err error) {
 			e.leaseDuration = value
 		case is(name, "renewable"):
 			e.renewable = value
+		case is(name, "request_id"):
+			e.requestID = value
 		}
 		return nil
 	})
 	return e, err
+}
+
+// request is what Vault's own audit log calls the request; "" if the answer does not say it.
+func (e envelope) request() string {
+	id, err := text(e.requestID)
+	if err != nil {
+		return ""
+	}
+	return clean(id)
 }
 
 // lease is the answer's own term; nil where there is none.

@@ -200,6 +200,20 @@ func staticMethod(v *secret.Value) method {
 	}
 }
 
+// callerMethod uses a token that a caller presented.
+func callerMethod(v *secret.Value) method {
+	m := staticMethod(v)
+	m.setting = "the caller's Vault token"
+	m.token = func() (token string, err error) {
+		if !v.Use(func(b []byte) { token = string(b) }) || token == "" {
+			return "", errors.New("the caller presented no Vault token")
+		}
+		return token, nil
+	}
+	m.blame = func(int, string) string { return "Vault does not know the caller's token: it expired or was revoked" }
+	return m
+}
+
 // pair is one member of a login's body.
 type pair struct {
 	name  string

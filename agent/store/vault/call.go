@@ -15,10 +15,13 @@ import (
 	"github.com/postern-proxy/postern/agent/store"
 )
 
-// maxAnswer and maxBody bound an answer and a request, in bytes.
+// maxAnswer and maxBody bound an answer and a request, in bytes. A listing comes
+// in one piece, however many names there are: maxListing is room for some
+// four million entries of the record of operations.
 const (
-	maxAnswer = 1 << 20
-	maxBody   = 1 << 20
+	maxAnswer  = 1 << 20
+	maxListing = 64 << 20
+	maxBody    = 1 << 20
 )
 
 // operation is what a request is for; the label of the metrics and a word of the errors.
@@ -40,6 +43,8 @@ const (
 	opLookup      operation = "lookup_token"
 	opNamespace   operation = "check_namespace"
 	opMount       operation = "check_mount"
+	opRevokeLease operation = "revoke_lease"
+	opCapable     operation = "capabilities"
 )
 
 // call is one request to Vault.
@@ -68,6 +73,14 @@ func (c *call) capability() string {
 		return "create or update"
 	}
 	return "update"
+}
+
+// limit is how large the answer may be.
+func (c *call) limit() int {
+	if c.op == opList {
+		return maxListing
+	}
+	return maxAnswer
 }
 
 // reply is Vault's answer. Its body is wiped by release.
@@ -162,10 +175,10 @@ func (s *Store) send(ctx context.Context, c *call, token string) (*reply, error)
 func (s *Store) exchange(ctx, limited context.Context, c *call, token string) (*reply, error) {
 	body := &outgoing{b: c.body}
 	defer body.close()
-	x := &exchange{body: body}
+	x := &exchange{body: body, limit: c.limit()}
 	// Vault's library builds the request (address, headers); the exchanger
 	// below it sends the body and takes the answer, so that the library holds neither.
-	client := s.client.Load().api
+	client := s.connections().api
 	req := client.NewRequest(c.method, "/v1/"+c.path)
 	req.ClientToken = token
 	if c.query != nil {
@@ -188,7 +201,7 @@ func (s *Store) exchange(ctx, limited context.Context, c *call, token string) (*
 	if err != nil && !errors.As(err, &status) {
 		x.reply.release()
 		if errors.Is(err, errTooLarge) {
-			return nil, fail(store.ErrInvalid, "the answer of %s to %s is larger than %d MiB", s.endpoint(), c.path, maxAnswer>>20)
+			return nil, fail(store.ErrTooLarge, "the answer of %s to %s is larger than %d MiB", s.endpoint(), c.path, c.limit()>>20)
 		}
 		return nil, s.unreachable(ctx, err)
 	}
@@ -199,6 +212,7 @@ func (s *Store) exchange(ctx, limited context.Context, c *call, token string) (*
 // exchange carries the body of a request down to the exchanger, and the answer back.
 type exchange struct {
 	body  *outgoing
+	limit int // of the answer
 	reply reply
 }
 
@@ -224,10 +238,10 @@ func (e exchanger) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	expected := 0
 	if resp.ContentLength > 0 {
-		expected = int(min(resp.ContentLength, maxAnswer)) + 1
+		expected = int(min(resp.ContentLength, int64(x.limit))) + 1
 	}
 	x.reply.status, x.reply.header = resp.StatusCode, resp.Header
-	x.reply.body, err = readAll(resp.Body, expected, maxAnswer)
+	x.reply.body, err = readAll(resp.Body, expected, x.limit)
 	resp.Body.Close()
 	if err != nil {
 		return nil, err

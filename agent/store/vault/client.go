@@ -30,11 +30,23 @@ func (c *client) close() {
 	}
 }
 
+// connections is the pool in use.
+func (s *Store) connections() *client {
+	if s.parent != nil {
+		return s.parent.connections()
+	}
+	return s.client.Load()
+}
+
 // maxFile bounds the files that are read here, in bytes.
 const maxFile = 1 << 20
 
-// connect makes a client from the files as they are now, unless there is one already.
+// connect makes a client from the files as they are now, unless there is one
+// already. A Store that As made leaves that to the one it was made from.
 func (s *Store) connect() error {
+	if s.parent != nil {
+		return nil
+	}
 	var ca, cert, key []byte
 	var err error
 	if file := s.cfg.CAFile; file != "" {
@@ -104,7 +116,7 @@ func (s *Store) newClient(tlsConfig *tls.Config) (*client, error) {
 		TLSClientConfig:     tlsConfig, // where a proxy stands between
 		TLSHandshakeTimeout: s.opts.Timeout,
 		DisableCompression:  true,
-		MaxIdleConnsPerHost: 4,
+		MaxIdleConnsPerHost: 16, // as many as read a record at once
 		IdleConnTimeout:     90 * time.Second,
 		// No HTTP/2: its tables and frame buffers keep copies of headers and bodies.
 		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},

@@ -16,8 +16,9 @@ import (
 // encoding/json it refuses invalid UTF-8 and lone surrogates, for silently
 // replacing them would change a key. Its errors tell where, never what.
 
-// maxDepth bounds how deep objects and arrays may nest.
-const maxDepth = 64
+// maxDepth bounds how deep objects and arrays may nest: as deep as what Vault
+// itself takes from whoever may write, so that nobody stores what cannot be read.
+const maxDepth = 10_000
 
 var (
 	errKind = errors.New("a JSON value has another type than expected")

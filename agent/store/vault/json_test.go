@@ -14,7 +14,7 @@ var jsonSeeds = []string{
 	`{"api_key":"sk-\u0041\u00e9\ud83d\ude00\"\\\/\b\f\n\r\t"}`, `{"a":"\ud800"}`, `{"a":"\ud800\u0041"}`, `{"a":"\udc00\ud800"}`,
 	"{\"a\":\"\xff\"}", "{\"a\":\"\x01\"}", `{"a":"\x"}`, `{"a":"\u12"}`, `{"a":1,}`, `{,}`, `[1,]`, `[1 2]`, `{"a" 1}`, `{1:2}`,
 	`01`, `1.`, `.5`, `1e`, `+1`, `tru`, `nul`, `"a`, `"a\`, `"\u`, `{"a":`, `[`, `{`, `{}x`, `{} {}`, "\ufeff{}", ``, ` `,
-	`{"a":1,"a":2}`, `{"\u0061":1}`, strings.Repeat("[", 65) + strings.Repeat("]", 65), strings.Repeat("[", 66) + strings.Repeat("]", 66),
+	`{"a":1,"a":2}`, `{"\u0061":1}`, strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth), strings.Repeat("[", maxDepth+2) + strings.Repeat("]", maxDepth+2),
 }
 
 func FuzzDocumentAgreesWithEncodingJSON(f *testing.F) {

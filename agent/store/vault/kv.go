@@ -64,6 +64,7 @@ func (s *Store) parseKV(r *reply) (*store.Secret, error) {
 		return nil, fail(store.ErrDeleted, "its data was deleted or destroyed")
 	}
 	version.Deleted = time.Time{} // readable: an end that was set beforehand has not come
+	version.RequestID = e.request()
 	fields, err := parseFields(kv.data)
 	if err != nil {
 		return nil, s.malformed(err)
@@ -111,6 +112,7 @@ func (s *Store) write(ctx context.Context, c *call, path string, fields map[stri
 		return store.Version{}, at(c.op, path, s.malformed(err))
 	}
 	v.Deleted = time.Time{}
+	v.RequestID = e.request()
 	return v, nil
 }
 
@@ -179,6 +181,10 @@ func (s *Store) Metadata(ctx context.Context, path string) (*store.Metadata, err
 	m, err := parseMetadata(e.data, s.clock.latest())
 	if err != nil {
 		return nil, at(opMetadata, path, s.malformed(err))
+	}
+	id := e.request()
+	for i := range m.Versions {
+		m.Versions[i].RequestID = id
 	}
 	return m, nil
 }

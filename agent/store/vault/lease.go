@@ -61,7 +61,7 @@ func (s *Store) parseAny(r *reply) (*store.Secret, error) {
 	if err != nil {
 		return nil, s.malformed(err)
 	}
-	return &store.Secret{Version: store.Version{Created: s.Now()}, Fields: fields, Lease: lease}, nil
+	return &store.Secret{Version: store.Version{Created: s.Now(), RequestID: e.request()}, Fields: fields, Lease: lease}, nil
 }
 
 func isObject(v []byte) bool { return len(v) > 0 && v[0] == '{' }
@@ -123,4 +123,29 @@ func (s *Store) RenewLease(ctx context.Context, l store.Lease) (store.Lease, err
 		renewed.Duration = cut(renewed.Duration, held.life, s.opts.Now())
 	}
 	return *renewed, nil
+}
+
+// RevokeLease implements store.LeaseRevoker. It waits for the engine that
+// issued the lease; store.ErrUnavailable means that the engine failed, or that
+// the answer took longer than Options.Timeout: ask again.
+func (s *Store) RevokeLease(ctx context.Context, id string) error {
+	if err := checkPath(id); err != nil {
+		return at(opRevokeLease, id, err)
+	}
+	body := append([]byte(`{"sync":true,"lease_id":`), appendQuoted(nil, []byte(id))...)
+	body = append(body, '}')
+	r, err := s.request(ctx, &call{op: opRevokeLease, method: http.MethodPut, path: "sys/leases/revoke", body: body})
+	r.release()
+	var f *failure
+	if errors.As(err, &f) && f.status == http.StatusBadRequest {
+		// The lease exists and the engine could not end it: Vault reports that as a bad request too.
+		err = fail(store.ErrUnavailable, "Vault could not revoke the lease (HTTP 400, %s)", f.said)
+	}
+	if err != nil {
+		return at(opRevokeLease, id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.leases, id)
+	return nil
 }

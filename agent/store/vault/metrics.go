@@ -15,6 +15,14 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	expiry   prometheus.Gauge
 	logins   *prometheus.CounterVec
+	caller   bool // of a caller's token: the gauges and logins are about ours
+}
+
+// ofCaller are the same metrics for a Store that uses a caller's token.
+func (m *metrics) ofCaller() *metrics {
+	c := *m
+	c.caller = true
+	return &c
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -72,14 +80,20 @@ func (m *metrics) observe(op operation, err error, took time.Duration) {
 	m.seconds.WithLabelValues(string(op)).Observe(took.Seconds())
 }
 
-func (m *metrics) login(err error) { m.logins.WithLabelValues(outcome(err)).Inc() }
+func (m *metrics) login(err error) {
+	if !m.caller {
+		m.logins.WithLabelValues(outcome(err)).Inc()
+	}
+}
 
 func (m *metrics) expires(at time.Time) {
-	if at.IsZero() {
+	switch {
+	case m.caller:
+	case at.IsZero():
 		m.expiry.Set(0)
-		return
+	default:
+		m.expiry.Set(float64(at.UnixMilli()) / 1000)
 	}
-	m.expiry.Set(float64(at.UnixMilli()) / 1000)
 }
 
 // outcome names an error's reason for a label.

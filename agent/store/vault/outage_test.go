@@ -164,7 +164,7 @@ func TestAnswersAreBounded(t *testing.T) {
 				_, _ = w.Write([]byte(strings.Repeat("x", 10<<20-100)))
 			})
 			_, err := s.Get(t.Context(), key, 0)
-			if !errors.Is(err, store.ErrInvalid) || !strings.Contains(err.Error(), "larger than 1 MiB") {
+			if !errors.Is(err, store.ErrTooLarge) || !strings.Contains(err.Error(), "larger than 1 MiB") {
 				t.Errorf("error %v", err)
 			}
 		})

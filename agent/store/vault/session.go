@@ -22,7 +22,7 @@ type session struct {
 	asked     time.Duration
 	renewable bool
 	renewed   bool // it came of a renewal, not of a login
-	who       Identity
+	who       store.Identity
 	// wobble moves the next renewal, -0.1 to 0.1 of its time, so that many agents do not renew at once.
 	wobble float64
 	// life is shared with the sessions that renewals make of this one.
@@ -34,6 +34,8 @@ type life struct {
 	born time.Time
 	// end is when the token ends as things are; nil if it does not or that is not known.
 	end atomic.Pointer[time.Time]
+	// name is the token's display name once a lookup told it.
+	name atomic.Pointer[string]
 }
 
 // remaining is how long the token lives; ok is false if it has no end or that is not known.
@@ -45,32 +47,12 @@ func (l *life) remaining(now time.Time) (d time.Duration, ok bool) {
 	return end.Sub(now), true
 }
 
-// Identity is who Vault takes us for.
-type Identity struct {
-	EntityID    string // "" for a token that belongs to no entity
-	DisplayName string // "" where only a lookup tells it and the token may not look itself up
-	Policies    []string
-	// Expires is when the token ends, local time; zero if it does not or that is not known.
-	Expires time.Time
-}
-
 // expires is when the token ends, zero if it does not or that is not known.
 func (s *session) expires() time.Time {
 	if s.endless() {
 		return time.Time{}
 	}
 	return s.from.Add(s.ttl)
-}
-
-// Identity logs in if need be and says who Vault takes us for.
-func (s *Store) Identity(ctx context.Context) (Identity, error) {
-	sess, err := s.current(ctx)
-	if err != nil {
-		return Identity{}, at(opLogin, s.endpoint(), err)
-	}
-	who := sess.who
-	who.Expires = sess.expires()
-	return who, nil
 }
 
 // flight is a login under way, which any number of callers wait for.
@@ -225,7 +207,9 @@ func (s *Store) fly(f *flight, old *session, demanded bool, jitter time.Duration
 	if f.err == nil {
 		s.settle(f.sess)
 		s.session.Store(f.sess)
-		s.layout = nil
+		if s.parent == nil {
+			s.layout = nil
+		}
 		s.gate.reported = ""
 	} else {
 		s.gate.reported = f.err.Error()
@@ -275,7 +259,7 @@ func (s *Store) obtain(ctx context.Context) (*session, error) {
 	}
 	sess.life = &life{born: sess.from}
 	sess.wobble = s.wobble()
-	if s.cfg.Namespace != "" {
+	if s.cfg.Namespace != "" && !s.verified() {
 		if err := s.verifyNamespace(ctx, sess); err != nil {
 			return nil, err
 		}

@@ -29,8 +29,11 @@ import (
 )
 
 var (
-	_ store.Store      = (*Store)(nil)
-	_ store.PathReader = (*Store)(nil)
+	_ store.Store        = (*Store)(nil)
+	_ store.PathReader   = (*Store)(nil)
+	_ store.LeaseRevoker = (*Store)(nil)
+	_ store.Identifier   = (*Store)(nil)
+	_ store.Capable      = (*Store)(nil)
 )
 
 // Config says where Vault is and who we are. Relative file names are relative
@@ -135,10 +138,11 @@ type Store struct {
 	opts    Options
 	log     *slog.Logger
 	metrics *metrics
-	clock   clock
+	clock   *clock
 	method  method // how to log in
+	parent  *Store // of a Store that As made: its connections are used
 
-	client atomic.Pointer[client]
+	client atomic.Pointer[client] // nil where there is a parent
 
 	// ctx ends with Close; everything that outlives a call waits for it.
 	ctx  context.Context
@@ -169,7 +173,7 @@ func New(cfg Config, opts Options) (*Store, error) {
 		cfg:    cfg,
 		opts:   opts,
 		log:    opts.Logger,
-		clock:  clock{local: opts.Now},
+		clock:  &clock{local: opts.Now},
 		wake:   make(chan struct{}, 1),
 		gate:   gate{min: opts.BackoffMin, max: opts.BackoffMax, rand: opts.Rand},
 		leases: map[string]heldLease{},
@@ -209,7 +213,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.stop()
 	s.wg.Wait()
-	s.client.Load().close()
+	s.client.Load().close() // a Store that As made has none
 	return nil
 }
 
