@@ -77,6 +77,10 @@ type Agent struct {
 	failed           chan error
 	draining         stdsync.WaitGroup // generations that were replaced
 	reloading        chan struct{}     // holds one token
+	refused          string            // why the last reload failed; belongs to who has the token
+	asked            chan struct{}     // by ReloadSoon
+	endReloads       func()            // of those; nil before Start
+	retryFirst       time.Duration     // the constant, but for tests
 	started          time.Time
 }
 
@@ -110,7 +114,7 @@ func New(o Options) (*Agent, error) {
 // assemble is New for options that are complete. What was opened before an error
 // is to be unwound.
 func assemble(o Options) (*Agent, error) {
-	a := &Agent{o: o, own: &ownListeners{}, failed: make(chan error, 4), reloading: make(chan struct{}, 1), registry: prometheus.NewRegistry()}
+	a := &Agent{o: o, own: &ownListeners{}, failed: make(chan error, 4), reloading: make(chan struct{}, 1), asked: make(chan struct{}, 1), retryFirst: retryFirst, registry: prometheus.NewRegistry()}
 	a.reloading <- struct{}{}
 	a.cfg.Store(o.Config)
 	hardening := secret.Harden()
@@ -249,6 +253,7 @@ func (a *Agent) start(ctx context.Context) error {
 	a.metrics.generation.Set(float64(g.number))
 	a.serveProxy(c)
 	a.serveAdmin()
+	a.keepReloading()
 	for _, n := range c.Notes {
 		a.log.Warn("configuration", "note", fmt.Sprint(n))
 	}
@@ -389,6 +394,9 @@ func (a *Agent) onStop(f func()) { a.undo = append(a.undo, f) }
 // record is closed. Calling it again does nothing.
 func (a *Agent) Stop() {
 	a.stopping.Do(func() {
+		if a.endReloads != nil {
+			a.endReloads()
+		}
 		<-a.reloading // a reload under way ends first
 		a.log.Info("stopping")
 		a.unwind()

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
+	"github.com/postern-proxy/postern/agent/store/vault"
+	"github.com/postern-proxy/postern/agent/sync"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -84,6 +87,9 @@ func Check(ctx context.Context, o Options, probe bool) (Report, error) {
 		r.Keys = append(r.Keys, k)
 	}
 	r.Notes = append(r.Notes, notes()...)
+	if v, ok := g.store.Store.(*vault.Store); ok {
+		r.acks(ctx, v, g.store.acks)
+	}
 	for _, n := range c.Notes {
 		r.Notes = append(r.Notes, fmt.Sprint(n))
 	}
@@ -160,6 +166,30 @@ func (r *Report) record(file string) {
 		err = nil
 	}
 	r.step(what, err)
+}
+
+// acks notes where a rotation will not hear of this agent: it then waits for
+// grace alone. Where that cannot be found out nothing is said.
+func (r *Report) acks(ctx context.Context, v *vault.Store, acks *sync.Acks) {
+	place, err := acks.Place(ctx)
+	switch {
+	case err != nil:
+		return
+	case place == "":
+		r.Notes = append(r.Notes, "rotations: nobody hears how far this agent is, for its identity in Vault has no entity (a token has none, an authentication method gives one); the old version is revoked after grace without asking")
+		return
+	}
+	data, metadata := v.APIPath("data", place), v.APIPath("metadata", place)
+	may, err := v.Capabilities(ctx, data, metadata)
+	if err != nil {
+		return
+	}
+	for _, need := range []struct{ path, capability string }{{data, "create"}, {data, "update"}, {metadata, "delete"}} {
+		if has := may[need.path]; !slices.Contains(has, need.capability) && !slices.Contains(has, "root") {
+			r.Notes = append(r.Notes, "rotations: others do not hear how far this agent is: its policy lacks "+need.capability+" on "+path.Dir(need.path)+"/*; the old version is revoked after grace without asking")
+			return
+		}
+	}
 }
 
 // notes are the protections that this machine lacks.

@@ -23,6 +23,7 @@ var rooms = map[string][]arrow{
 	"agent/rotation":      {},
 	"agent/provider/spec": {},
 	"agent/audit":         {},
+	"agent/roles":         {},
 
 	"agent/store":           {{"agent/secret", "values never travel as strings"}},
 	"agent/store/vault":     {{"agent/secret", "answers are parsed into the arena"}, {"agent/store", "implements it"}},
@@ -33,7 +34,12 @@ var rooms = map[string][]arrow{
 	"agent/keyring":       {{"agent/rotation", "a version's identity"}, {"agent/secret", "the values it leases"}},
 	"agent/provider":      {{"agent/provider/spec", "what it gives behaviour"}, {"agent/rotation", "a probe's verdict"}, {"agent/secret", "what it attaches"}},
 	"agent/provider/fake": {{"agent/provider/spec", "the wire formats it speaks"}, {"agent/provider", "the error shapes it answers with"}},
-	"agent/keys":          {{"agent/secret", "the value it stores"}, {"agent/store", "where it stores"}},
+	"agent/keys": {
+		{"agent/secret", "the value it stores"}, {"agent/store", "where it stores"}, {"agent/rotation", "the record it moves on"},
+		{"agent/provider", "a probe's result"}, {"agent/issuer", "who makes and revokes managed keys"}, {"agent/audit", "the record of what it did"},
+	},
+	"agent/issuer":      {{"agent/secret", "new keys go straight into the arena"}, {"agent/store", "a lease's shape, and what its errors mean"}, {"agent/upstream", "why a vendor could not be reached"}},
+	"agent/issuer/fake": {},
 	"agent/sync": {
 		{"agent/store", "what it polls"}, {"agent/rotation", "what decides"}, {"agent/keyring", "what it fills"},
 		{"agent/provider", "the probe's result"}, {"agent/redact", "is told first"}, {"agent/audit", "records promotions"}, {"agent/secret", "values on their way"},
@@ -54,9 +60,17 @@ var rooms = map[string][]arrow{
 		{"agent/proxy", "composition"}, {"agent/redact", "composition"}, {"agent/rotation", "verdicts in check"}, {"agent/secret", "hardening"},
 		{"agent/store", "composition"}, {"agent/store/sealed", "composition"}, {"agent/store/vault", "composition"}, {"agent/sync", "composition"}, {"agent/upstream", "composition"},
 	},
+	"agent/server": {
+		{"config", "what it is built from"}, {"agent", "opens the store and composes what callers do"}, {"agent/admin", "the process's figures"},
+		{"agent/audit", "records denials"}, {"agent/issuer", "makes and revokes keys at providers"}, {"agent/keys", "the operations it translates"},
+		{"agent/redact", "scrubs logs and answers"}, {"agent/rotation", "ramps and phases"}, {"agent/secret", "tokens and keys on their way"},
+		{"agent/store", "why a store refused"}, {"agent/store/vault", "one store for each caller's token"},
+	},
 	"cmd/postern": {
 		{"agent", "runs it"}, {"agent/audit", "verify and show"}, {"agent/clientenv", "exec's environment"}, {"agent/keys", "the keys commands"},
 		{"agent/provider/fake", "the demo's provider"}, {"agent/secret", "reads keys into the arena"}, {"config", "reads it"},
+		{"agent/rotation", "ramps and phases of the keys commands"}, {"agent/store", "why a store refused"},
+		{"agent/roles", "policy and whoami"}, {"agent/server", "runs it"},
 	},
 }
 

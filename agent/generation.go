@@ -45,12 +45,41 @@ type loadedKey struct {
 	probe    func(context.Context, map[string]*secret.Value) provider.Result
 }
 
-// openStore is a store that generations with the same store settings share.
+// openStore is a store that generations with the same store settings share, and
+// what tells others through it how far this agent is with rotations.
 type openStore struct {
 	store.Store
 	cfg   config.Store
+	acks  *sync.Acks
 	close func()
 	users atomic.Int32 // generations
+
+	begin stdsync.Once
+	end   func() // of what begin began
+}
+
+// run begins what every generation on the store needs.
+func (s *openStore) run() {
+	s.begin.Do(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.acks.Run(ctx)
+		}()
+		s.end = func() {
+			cancel()
+			<-done
+		}
+	})
+}
+
+// stop ends what run began and closes the store.
+func (s *openStore) stop() {
+	if s.end != nil {
+		s.end()
+	}
+	s.close()
 }
 
 // build makes a generation whole without starting it. It reuses prev's store
@@ -159,7 +188,7 @@ func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, p
 		Name: name, Source: source, Environment: c.Environment, ProxyID: c.ProxyID,
 		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: loopProbe(prov, probe), KeyPrefix: prov.Spec().KeyPrefix, Credentials: prov.Credentials(),
 		Ramp: c.Rotation.Ramp, Grace: c.Rotation.Grace, RejectRatio: c.Rotation.RejectRatio,
-		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync,
+		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync, Acks: g.store.acks,
 		Optional: !required(c, name), OnRetired: g.closeIdle,
 	})
 	g.keys[name] = k
@@ -189,6 +218,7 @@ func (g *generation) closeIdle() {
 
 // run starts the generation's loops.
 func (g *generation) run() {
+	g.store.run()
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
 	for _, k := range g.keys {
@@ -212,7 +242,7 @@ func (g *generation) stop() {
 
 func (g *generation) closeStore() {
 	if g.store.users.Add(-1) == 0 {
-		g.store.close()
+		g.store.stop()
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/secret"
@@ -41,6 +42,11 @@ type house struct {
 	err  error // of reading the configuration
 }
 
+// unrecorded is a record of operations that nobody reads.
+type unrecorded struct{}
+
+func (unrecorded) Append(context.Context, audit.Event) (audit.Head, error) { return audit.Head{}, nil }
+
 const firstKey = "sk-test-first-0000000000000000000000"
 
 // newHouse has one provider, openai, whose key is stored. When the test ends,
@@ -62,7 +68,7 @@ func newHouse(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	t.Cleanup(done)
-	h.keys = &keys.Manager{Store: st, Scope: keys.Scope{Environment: "test", ProxyID: "px_test"}}
+	h.keys = &keys.Manager{Store: st, Scope: keys.Scope{Environment: "test", ProxyID: "px_test"}, Audit: unrecorded{}}
 	h.put("openai", firstKey)
 	return h
 }

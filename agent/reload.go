@@ -19,7 +19,10 @@ const reloadTimeout = 30 * time.Second
 // Reload reads the configuration again and, if it or a file that it names
 // changed, builds a new generation, starts it, swaps it in and drains the old one. Whatever goes
 // wrong, the old one stays and the error says why. One reload runs at a time.
-func (a *Agent) Reload(ctx context.Context) error {
+func (a *Agent) Reload(ctx context.Context) error { return a.take(ctx, false) }
+
+// take is Reload. Again: after one that failed, which is no news where it fails for the same reason.
+func (a *Agent) take(ctx context.Context, again bool) error {
 	if a.o.Load == nil {
 		return errors.New("this configuration cannot be read again")
 	}
@@ -30,11 +33,17 @@ func (a *Agent) Reload(ctx context.Context) error {
 	}
 	defer func() { a.reloading <- struct{}{} }()
 	changed, err := a.reload(ctx)
+	was := a.refused
+	a.refused = ""
 	switch {
+	case err != nil && context.Cause(ctx) == errGaveWay:
+		a.log.Info("a new configuration was waited for and is given up for a newer one", "error", err.Error())
 	case err != nil:
 		a.metrics.reloads.WithLabelValues("failed").Inc()
 		a.metrics.reloadOK.Set(0)
-		a.log.Error("the new configuration was not taken; the old one stays", "error", err.Error())
+		if a.refused = err.Error(); !again || a.refused != was {
+			a.log.Error("the new configuration was not taken; the old one stays", "error", a.refused)
+		}
 	case changed:
 		a.metrics.reloads.WithLabelValues("ok").Inc()
 		a.metrics.reloadOK.Set(1)
@@ -69,11 +78,11 @@ func (a *Agent) reload(ctx context.Context) (changed bool, err error) {
 	defer cancel()
 	if err := g.awaitReady(ctx, old); err != nil {
 		g.stop()
-		return false, err
+		return false, errPassing{err}
 	}
 	if err := a.record(ctx, audit.Event{Event: "config.reloaded", Outcome: "ok", Reason: next.Source}); err != nil {
 		g.stop()
-		return false, fmt.Errorf("audit.file: %w", err)
+		return false, errPassing{fmt.Errorf("audit.file: %w", err)}
 	}
 	if err := a.ca.Reissue(forwardHosts(next)); err != nil {
 		g.stop()

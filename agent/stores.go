@@ -9,11 +9,13 @@ import (
 
 	"github.com/hashicorp/vault/api/cliconfig"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 	"github.com/postern-proxy/postern/agent/store/sealed"
 	"github.com/postern-proxy/postern/agent/store/vault"
+	"github.com/postern-proxy/postern/agent/sync"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -26,6 +28,8 @@ type StoreOptions struct {
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 	Version    string
+	// Limiter bounds the requests to Vault; nil: the one that every Store of the process shares.
+	Limiter *rate.Limiter
 }
 
 func (a *Agent) openStore(c *config.Config) (*openStore, error) {
@@ -33,7 +37,10 @@ func (a *Agent) openStore(c *config.Config) (*openStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &openStore{Store: st, cfg: c.Store, close: closer}, nil
+	acks := sync.NewAcks(sync.AcksOptions{
+		Store: st, Environment: c.Environment, ProxyID: c.ProxyID, Local: c.Store.Sealed != nil, Logger: a.log, Metrics: a.metrics.sync,
+	})
+	return &openStore{Store: st, cfg: c.Store, acks: acks, close: closer}, nil
 }
 
 // OpenStore opens the store that a configuration names. The returned function closes it.
@@ -81,7 +88,7 @@ func openVault(c *config.Vault, o StoreOptions) (store.Store, func(), error) {
 	} else {
 		vc.Auth = vaultAuth(c.Auth)
 	}
-	st, err := vault.New(vc, vault.Options{Logger: o.Logger, Registerer: o.Registerer, UserAgent: "postern/" + o.Version})
+	st, err := vault.New(vc, vault.Options{Logger: o.Logger, Registerer: o.Registerer, UserAgent: "postern/" + o.Version, Limiter: o.Limiter})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -197,20 +197,28 @@ func (l *Loop) install(shares []rotation.Share) {
 }
 
 func (l *Loop) retire(a rotation.Retire) {
+	var counts map[string]string
 	if h := l.find(a.ID); h != nil {
+		counts = evidence(h.v.Counts())
 		l.end(h, a.Now)
 	}
 	l.log.Info("version out of use", "version", a.ID.Number, "state", a.State.String(), "reason", a.Reason)
-	event := EventRetired
+	e := audit.Event{Event: EventRetired, Version: a.ID.Number, Reason: a.Reason}
 	switch a.State {
 	case rotation.Compromised:
-		event = EventRevoked
+		e.Event = EventRevoked
 		l.o.Metrics.rotations.WithLabelValues(l.o.Name, "revoked").Inc()
 	case rotation.Rejected:
-		event = EventHalted
+		e.Event, e.Detail = EventHalted, counts
+		l.why[a.ID.Number] = a.Reason
 		l.o.Metrics.rotations.WithLabelValues(l.o.Name, "rolled_back").Inc()
 	}
-	l.record(audit.Event{Event: event, Version: a.ID.Number, Reason: a.Reason})
+	l.record(e)
+}
+
+// evidence is what requests showed about a version, as it is recorded.
+func evidence(served, failed uint64) map[string]string {
+	return map[string]string{"served": strconv.FormatUint(served, 10), "failed": strconv.FormatUint(failed, 10)}
 }
 
 func (l *Loop) discard(a rotation.Discard) {
@@ -272,13 +280,23 @@ func without(list []*held, h *held) []*held {
 // veto writes a halt for all agents. Here it is in force already.
 func (l *Loop) veto(h rotation.Halt) {
 	l.log.Error("version halted: requests were refused with it and not with the other one", "version", h.To.Number, "failed", h.Failed, "served", h.Served)
-	l.later(&l.vetoes, func(ctx context.Context) error {
-		err := l.src.veto(ctx, h)
+	if agent := l.o.Acks.Agent(); agent != "" {
+		h.Rest = map[string]string{"agent": agent}
+	}
+	l.later(&l.vetoes, func(ctx context.Context) (func(), error) {
+		written, err := l.src.veto(ctx, h)
 		if errors.Is(err, errNoPlace) {
 			l.log.Warn("the halt cannot be shared; each agent finds out by itself", "version", h.To.Number, "error", err.Error())
-			return nil
+			return nil, nil
 		}
-		return err
+		if err != nil {
+			return nil, err
+		}
+		e := audit.Event{Event: EventVetoed, Version: h.To.Number, Reason: h.Reason, Detail: evidence(h.Served, h.Failed)}
+		if !written {
+			e.Outcome = "exists"
+		}
+		return func() { l.record(e) }, nil
 	})
 }
 

@@ -191,7 +191,22 @@ func (m *memory) List(context.Context, string) ([]string, error) { panic("a loop
 func (m *memory) Destroy(context.Context, string, ...int) error {
 	panic("a loop destroys nothing in the store")
 }
-func (m *memory) Remove(context.Context, string) error { panic("a loop removes nothing") }
+
+// Remove is for acknowledgements; a Loop removes nothing. Failures of "remove" hit nothing else.
+func (m *memory) Remove(ctx context.Context, path string) error {
+	defer m.mu.Unlock()
+	if err := m.enter(ctx, path); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(path, "acks/") {
+		panic("a loop removes nothing")
+	}
+	if err := m.fail["remove"]; err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	delete(m.kv, path)
+	return nil
+}
 
 // What tests do to the store.
 

@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"strconv"
 
 	"github.com/postern-proxy/postern/agent/rotation"
-	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -26,28 +26,23 @@ func newKVSource(o Options) *kvSource {
 	return &kvSource{store: o.Store, path: o.Source.Path, environment: o.Environment, record: "rotations/" + scope, halt: "halts/" + scope + "-"}
 }
 
+// look gives what the record says even where the rest fails: a revocation
+// counts, whatever is wrong with the key's own path.
 func (s *kvSource) look(ctx context.Context, vetoable []rotation.ID) (sight, error) {
 	var seen sight
-	md, err := s.store.Metadata(ctx, s.path)
-	switch {
-	case absent(err):
-	case err != nil:
-		return sight{}, err
-	default:
-		if env := md.Custom["environment"]; env != "" && env != s.environment {
-			return sight{}, errEnvironment{s.path, env, s.environment}
-		}
-		for _, v := range md.Versions {
-			seen.versions = append(seen.versions, rotation.Stored{ID: rotation.ID{Number: v.Number, Created: v.Created}, Readable: v.Readable()})
-		}
+	err := s.versions(ctx, &seen)
+	if kind := kindOf(err); kind == kindUnavailable || kind == kindUnauthenticated {
+		return sight{}, err // the record will not be had either
 	}
-	if seen.record, err = s.readRecord(ctx, &seen); err != nil {
-		return sight{}, err
+	record, failed := s.readRecord(ctx, &seen)
+	seen.record = record
+	if err = cmp.Or(err, failed); err != nil {
+		return seen, err
 	}
 	for _, id := range vetoable {
 		h, err := s.readHalt(ctx, id, &seen)
 		if err != nil {
-			return sight{}, err
+			return seen, err
 		}
 		if h != nil {
 			seen.halts = append(seen.halts, *h)
@@ -56,10 +51,28 @@ func (s *kvSource) look(ctx context.Context, vetoable []rotation.ID) (sight, err
 	return seen, nil
 }
 
+// versions reads what the key's metadata lists.
+func (s *kvSource) versions(ctx context.Context, seen *sight) error {
+	md, err := s.store.Metadata(ctx, s.path)
+	switch {
+	case absent(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	if env := md.Custom["environment"]; env != "" && env != s.environment {
+		return errEnvironment{s.path, env, s.environment}
+	}
+	for _, v := range md.Versions {
+		seen.versions = append(seen.versions, rotation.Stored{ID: rotation.ID{Number: v.Number, Created: v.Created}, Readable: v.Readable()})
+	}
+	return nil
+}
+
 // plain reads an entry that is no secret. A nil map means that there is none,
 // or that it may not be read, which is noted.
 func (s *kvSource) plain(ctx context.Context, path string, seen *sight) (map[string][]byte, error) {
-	sec, err := s.store.Get(ctx, path, 0)
+	fields, _, err := store.GetText(ctx, s.store, path)
 	switch {
 	case absent(err):
 		return nil, nil
@@ -69,7 +82,7 @@ func (s *kvSource) plain(ctx context.Context, path string, seen *sight) (map[str
 	case err != nil:
 		return nil, err
 	}
-	return text(sec), nil
+	return fields, nil
 }
 
 // readRecord returns nil where there is no record that can be followed.
@@ -123,32 +136,21 @@ func (s *kvSource) fetch(ctx context.Context, id rotation.ID) (*store.Secret, er
 	return sec, nil
 }
 
-func (s *kvSource) veto(ctx context.Context, h rotation.Halt) error {
-	texts, err := h.Encode()
+func (s *kvSource) veto(ctx context.Context, h rotation.Halt) (written bool, err error) {
+	fields, err := h.Encode()
 	if err != nil {
-		return err
-	}
-	fields := make(map[string]*secret.Value, len(texts))
-	defer func() {
-		for _, v := range fields {
-			v.Destroy()
-		}
-	}()
-	for name, b := range texts {
-		if fields[name], err = secret.New(b); err != nil {
-			return err
-		}
+		return false, err
 	}
 	at := s.halt + strconv.Itoa(h.To.Number)
-	if _, err = s.store.Put(ctx, at, fields, 0); !errors.Is(err, store.ErrConflict) {
-		return err
+	if _, err = store.PutText(ctx, s.store, at, fields, 0); !errors.Is(err, store.ErrConflict) {
+		return err == nil, err
 	}
 	// Somebody was first: with the same halt, unless it is left over from before numbering began anew.
 	there, err := s.readHalt(ctx, h.To, &sight{})
 	if err == nil && there == nil {
-		err = fmt.Errorf("%s: holds a halt of another version or may not be read; remove it: %w", at, store.ErrInvalid)
+		err = fmt.Errorf("%s: holds a halt of another version, or one that was deleted, or may not be read; remove it with its metadata: %w", at, store.ErrInvalid)
 	}
-	return err
+	return false, err
 }
 
 func (s *kvSource) close() {}

@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"log/slog"
+	"path"
 	"slices"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 // waits, not for ever, until each is wiped, and returns. Call it once.
 func (l *Loop) Run(ctx context.Context) {
 	l.ctx = ctx
+	l.report = l.o.Acks.join(path.Base(l.o.Source.Path))
+	defer l.report.leave()
 	l.o.Metrics.add(l)
 	defer l.o.Metrics.remove(l)
 	defer l.stop()
@@ -172,6 +175,7 @@ func (l *Loop) look() {
 			}
 			l.o.Metrics.read(err)
 			if err != nil {
+				l.revoke(seen.record)
 				l.blind(err)
 			} else {
 				l.saw(seen)
@@ -200,6 +204,18 @@ func (l *Loop) saw(seen sight) {
 	l.nextLook = now.Add(l.every())
 }
 
+// revoke ends what a record says is revoked, of a look that failed otherwise.
+func (l *Loop) revoke(r *rotation.Record) {
+	if r == nil {
+		return
+	}
+	for _, v := range r.Versions {
+		if v.State == rotation.Compromised {
+			l.step(rotation.Compromise{Now: l.now(), ID: v.ID})
+		}
+	}
+}
+
 // blind takes in that a look failed: what is in memory goes on serving.
 func (l *Loop) blind(err error) {
 	now := time.Now()
@@ -207,9 +223,12 @@ func (l *Loop) blind(err error) {
 		l.outage = now
 	}
 	l.trouble = trouble{kindOf(err), err.Error()}
-	most := min(l.o.Poll<<min(l.failures, 16), mostBackoff)
-	if most <= 0 { // shifted out of range
-		most = mostBackoff
+	most := mostBackoff
+	if now.Sub(l.outage) <= longOutage {
+		most = min(max(l.o.Poll, comeBack), mostBackoff)
+	}
+	if d := l.o.Poll << min(l.failures, 16); d > 0 { // else shifted out of range
+		most = min(most, d)
 	}
 	l.failures++
 	wait := time.Duration(float64(most) * l.o.Rand())

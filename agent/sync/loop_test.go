@@ -374,3 +374,30 @@ func TestAPathWrittenAnewBetweenLookAndLoad(t *testing.T) {
 		}
 	})
 }
+
+// A short outage does not delay what comes after it by much, wherever the dice fall.
+func TestAShortOutageDelaysLittle(t *testing.T) {
+	for _, poll := range []time.Duration{time.Second, 5 * time.Second} {
+		for _, lasts := range []time.Duration{4 * time.Second, 12 * time.Second, 28 * time.Second} {
+			t.Run(fmt.Sprint("poll ", poll, ", away for ", lasts), func(t *testing.T) {
+				inBubble(t, func(r *rig) {
+					r.store.write(keyPath, key(1))
+					a := r.start(func(o *Options) {
+						o.Poll, o.Grace, o.Rand = poll, time.Hour, func() float64 { return 0.999 }
+					})
+					pass(10 * time.Second)
+					r.store.broken("", store.ErrUnavailable)
+					pass(lasts)
+					before := r.store.count(keyPath)
+					r.store.broken("", nil)
+					r.store.write(keyPath, key(2))
+					pass(7 * time.Second)
+					a.shares("2:100 1:0")
+					if before > 60 {
+						t.Errorf("%d looks", before)
+					}
+				})
+			})
+		}
+	}
+}

@@ -15,6 +15,7 @@ type Metrics struct {
 	reads     *prometheus.CounterVec
 	rotations *prometheus.CounterVec
 	probes    *prometheus.CounterVec
+	acks      *prometheus.CounterVec
 
 	mu    stdsync.Mutex
 	loops []*Loop // in the order they were started
@@ -38,7 +39,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // NewMetrics registers the metrics and panics if they are registered already.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := newMetrics()
-	r.MustRegister(m.reads, m.rotations, m.probes, m)
+	r.MustRegister(m.reads, m.rotations, m.probes, m.acks, m)
 	return m
 }
 
@@ -46,11 +47,16 @@ func newMetrics() *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	return &Metrics{
+	m := &Metrics{
 		reads:     counter("postern_store_reads_total", "Looks into the store and loads of versions, by outcome: ok or the kind of trouble.", "outcome"),
 		rotations: counter("postern_rotations_total", "What became of versions: promoted, rejected, rolled_back, revoked.", "key", "outcome"),
 		probes:    counter("postern_key_probes_total", "Probes of versions, by verdict: live, dead, unknown.", "key", "verdict"),
+		acks:      counter("postern_ack_writes_total", "Entries about how far this agent is with open rotations: written, removed, failed.", "outcome"),
 	}
+	for _, outcome := range []string{ackWritten, ackRemoved, ackFailed} {
+		m.acks.WithLabelValues(outcome)
+	}
+	return m
 }
 
 // read counts a look or a load.

@@ -39,6 +39,9 @@ type Options struct {
 	Key    *keyring.Key // what is filled
 	Redact *redact.Set
 	Audit  audit.Sink
+	// Acks is told how far the key's open rotation is here, and names this agent
+	// in halts. Loops over one Store share one; nil: nobody is told.
+	Acks *Acks
 	// Probe asks the provider about a version; it should honour ctx. nil means
 	// that nothing can be asked: then every version counts as live.
 	Probe func(ctx context.Context, fields map[string]*secret.Value) provider.Result
@@ -75,7 +78,7 @@ const (
 	mostBackoff = 30 * time.Second
 	leastWait   = 50 * time.Millisecond // between two tries, whatever the jitter says
 	longOutage  = 30 * time.Second      // after which agents must not all come back at once
-	comeBack    = 5 * time.Second
+	comeBack    = 5 * time.Second       // over which they spread then; before that, the most that a short outage delays a look
 
 	stopWait = 10 * time.Second // for requests that still hold a version when the Loop ends
 )
@@ -99,6 +102,7 @@ type Loop struct {
 	wg      stdsync.WaitGroup
 	stopped bool
 
+	report *report // what Acks is told
 	k      rotation.Key
 	held   []*held // in memory, in whatever state
 	ending []*held // closed, and waiting for their last lease to end

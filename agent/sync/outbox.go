@@ -19,7 +19,8 @@ const (
 	EventMissing    = "key.missing"         // the store lost the version that serves
 	EventPromoted   = "version.promoted"    // outcome intent, then ok
 	EventRejected   = "version.rejected"    // it does not work and never served
-	EventHalted     = "key.halted"          // a version served, and evidence or a halt was against it
+	EventHalted     = "key.halted"          // a version served, and evidence or a halt was against it; detail: what this agent saw
+	EventVetoed     = "halt.written"        // a halt stands for all agents; detail: the evidence; outcome ok, or exists: another one's
 	EventRolledBack = "version.rolled_back" // an older version takes over again
 	EventRetired    = "version.retired"     // its time was over
 	EventRevoked    = "version.revoked"     // in an emergency
@@ -29,18 +30,21 @@ const (
 type outbox struct {
 	what     string
 	limit    time.Duration
-	queue    []func(context.Context) error
+	queue    []job
 	busy     bool
 	failures int
 	next     time.Time
 }
+
+// job is one thing to do. What do returns is run on the loop once do succeeded; it may be nil.
+type job func(context.Context) (done func(), err error)
 
 const (
 	outboxFirst = time.Second
 	outboxMost  = time.Minute
 )
 
-func (l *Loop) later(o *outbox, job func(context.Context) error) { o.queue = append(o.queue, job) }
+func (l *Loop) later(o *outbox, j job) { o.queue = append(o.queue, j) }
 
 // deliver tries the first job, if its time has come. The loop calls it after everything that it did.
 func (l *Loop) deliver(o *outbox) {
@@ -48,18 +52,21 @@ func (l *Loop) deliver(o *outbox) {
 		return
 	}
 	o.busy = true
-	job := o.queue[0]
+	do := o.queue[0]
 	l.beside(o.limit, func(ctx context.Context) func() {
-		err := job(ctx)
-		return func() { l.delivered(o, err) }
+		done, err := do(ctx)
+		return func() { l.delivered(o, done, err) }
 	})
 }
 
-func (l *Loop) delivered(o *outbox, err error) {
+func (l *Loop) delivered(o *outbox, done func(), err error) {
 	o.busy = false
 	if err == nil {
 		o.queue, o.failures, o.next = o.queue[1:], 0, time.Time{}
 		l.forget(o.what)
+		if done != nil {
+			done()
+		}
 		return
 	}
 	if l.stopped {
@@ -75,8 +82,8 @@ func (l *Loop) delivered(o *outbox, err error) {
 func (l *Loop) flush(o *outbox) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), o.limit)
 	defer cancel()
-	for _, job := range o.queue {
-		if err := job(ctx); err != nil {
+	for _, do := range o.queue {
+		if _, err := do(ctx); err != nil {
 			l.log.Error("never written: "+o.what, "lost", len(o.queue), "error", err.Error())
 			return
 		}
@@ -90,9 +97,9 @@ func (l *Loop) record(e audit.Event) {
 		e.Outcome = "ok"
 	}
 	e = l.event(e)
-	l.later(&l.records, func(ctx context.Context) error {
+	l.later(&l.records, func(ctx context.Context) (func(), error) {
 		_, err := l.o.Audit.Append(ctx, e)
-		return err
+		return nil, err
 	})
 }
 

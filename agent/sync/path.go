@@ -169,7 +169,7 @@ func (s *pathSource) close() {
 	s.found = nil
 }
 
-func (s *pathSource) veto(context.Context, rotation.Halt) error { return errNoPlace }
+func (s *pathSource) veto(context.Context, rotation.Halt) (bool, error) { return false, errNoPlace }
 
 // digestOf tells one version from another where the store does not.
 func digestOf(sec *store.Secret) string {

@@ -2,6 +2,8 @@ package sync
 
 import (
 	"errors"
+	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -151,7 +153,8 @@ func TestEvidenceHaltsAVersionEverywhere(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		ramp := func(o *Options) { o.Ramp = rotation.Ramp{{Weight: 50, For: time.Hour}} }
 		r.store.write(keyPath, key(1))
-		one, two := r.start(ramp), r.start(ramp)
+		acks := NewAcks(AcksOptions{Store: r.store, Agent: "one", Logger: slog.New(slog.DiscardHandler)})
+		one, two := r.start(func(o *Options) { ramp(o); o.Acks = acks }), r.start(ramp)
 		r.store.write(keyPath, key(2))
 		pass(5 * time.Second)
 		one.shares("2:50 1:50")
@@ -170,13 +173,24 @@ func TestEvidenceHaltsAVersionEverywhere(t *testing.T) {
 		pass(2 * time.Second)
 		one.shares("1:100")
 		two.shares("1:100")
-		one.recorded("version.rolled_back 1 ok", "key.halted 2 ok")
+		for _, e := range one.journal.events {
+			if e.Event != EventRolledBack && (e.Detail["served"] != "20" || e.Detail["failed"] != "5") {
+				t.Errorf("%s is recorded with %v", e.Event, e.Detail)
+			}
+		}
+		one.recorded("version.rolled_back 1 ok", "key.halted 2 ok", "halt.written 2 ok")
 		two.recorded("version.rolled_back 1 ok", "key.halted 2 ok")
 		r.store.mu.Lock()
-		stored := r.store.kv[halt2].data[0]
+		stored := maps.Clone(r.store.kv[halt2].data[0])
 		r.store.mu.Unlock()
-		if stored["failed"] != "5" || stored["served"] != "20" || !strings.Contains(stored["to"], `"number":2`) {
-			t.Errorf("the halt reads %v", stored)
+		if _, err := time.Parse(time.RFC3339Nano, stored["at"]); err != nil || stored["failed"] != "5" || stored["served"] != "20" ||
+			!strings.Contains(stored["to"], `"number":2`) || stored["agent"] != "one" || stored["reason"] == "" {
+			t.Errorf("the halt reads %v, %v", stored, err)
+		}
+		for _, a := range []*agent{one, two} {
+			if s := a.Status().Versions[0]; s.State != "rejected" || !strings.Contains(s.Reason, "requests were refused with this version") {
+				t.Errorf("%+v", s)
+			}
 		}
 		r.counted("rolled_back", 2)
 		late := r.start(ramp) // and whoever starts later keeps away from it
@@ -203,6 +217,26 @@ func TestAHaltIsWrittenOnceTheStoreIsBack(t *testing.T) {
 		defer r.store.mu.Unlock()
 		if r.store.kv[halt2] == nil {
 			t.Error("the halt was never written")
+		}
+	})
+}
+
+// Two agents that find out at one moment: one halt stands, and both say so.
+func TestTheSecondHaltOfAVersion(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		one := r.rotated(func(o *Options) { o.Grace = time.Hour })
+		two := r.start(func(o *Options) { o.Grace = time.Hour })
+		for _, a := range []*agent{one, two} {
+			a.journal.told()
+			for range 9 {
+				a.key.Entries()[0].Version.Failed()
+			}
+		}
+		pass(10 * time.Second)
+		all := append(one.journal.told(), two.journal.told()...)
+		slices.Sort(all)
+		if want := []string{"halt.written 2 exists", "halt.written 2 ok"}; !slices.Equal(all[:2], want) {
+			t.Errorf("recorded %v", all)
 		}
 	})
 }

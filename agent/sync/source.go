@@ -14,13 +14,14 @@ import (
 
 // source is where a key's versions come from. Its methods may be called concurrently.
 type source interface {
-	// look reads what there is. vetoable are versions of which halts matter.
+	// look reads what there is. vetoable are versions of which halts matter. What
+	// the record says of revoked versions counts even beside an error.
 	look(ctx context.Context, vetoable []rotation.ID) (sight, error)
 	// fetch reads one version's value under the names it has in the store. A
 	// halt against it is errHalted.
 	fetch(ctx context.Context, id rotation.ID) (*store.Secret, error)
-	// veto writes a halt for all agents; errNoPlace where the source has none for it.
-	veto(ctx context.Context, h rotation.Halt) error
+	// veto writes a halt for all agents, unless one stands already; errNoPlace where the source has none for it.
+	veto(ctx context.Context, h rotation.Halt) (written bool, err error)
 	// close wipes what was found and not fetched.
 	close()
 }
@@ -131,14 +132,4 @@ func checked(sec *store.Secret, where, field string) (*store.Secret, error) {
 		sec.Fields[keyring.KeyField] = key
 	}
 	return sec, nil
-}
-
-// text copies fields that are no secret out of a secret and destroys it.
-func text(sec *store.Secret) map[string][]byte {
-	defer sec.Destroy()
-	out := make(map[string][]byte, len(sec.Fields))
-	for name, v := range sec.Fields {
-		v.Use(func(b []byte) { out[name] = append([]byte{}, b...) })
-	}
-	return out
 }

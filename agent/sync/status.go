@@ -16,6 +16,9 @@ type Status struct {
 	Versions []VersionStatus `json:"versions"` // newest first; only those that something was done with
 	// Open says that a rotation is under way.
 	Open bool `json:"rotation_open"`
+	// Rotation is the one that the store's record describes until it is closed,
+	// or, without a record, the one under way.
+	Rotation *RotationStatus `json:"rotation,omitempty"`
 	// Missing says that the store has nothing of the key, or not what serves any more.
 	Missing     bool      `json:"missing"`
 	LastContact time.Time `json:"last_contact,omitzero"` // the last complete look into the store
@@ -28,6 +31,14 @@ type Status struct {
 
 	busy   bool
 	looked bool
+}
+
+// RotationStatus is how far a rotation is, as this agent sees it.
+type RotationStatus struct {
+	From   int    `json:"from"`            // the old version's number; 0 if there is none
+	To     int    `json:"to"`              // the new one's; 0 while it is only wished for
+	Weight int    `json:"weight"`          // percent of new requests that take the new one now
+	Phase  string `json:"phase,omitempty"` // as the record says; "" without one
 }
 
 // VersionStatus is one version of a key.
@@ -78,6 +89,10 @@ func (l *Loop) publish() {
 		}
 		s.Versions = append(s.Versions, vs)
 	}
+	s.Rotation = l.rotation(weights)
+	if l.looked {
+		l.report.say(l.ack())
+	}
 	l.mu.Lock()
 	was := l.status.Usable
 	l.status = s
@@ -89,6 +104,28 @@ func (l *Loop) publish() {
 	if s.Usable || s.hopeless() {
 		shut(l.settled)
 	}
+}
+
+// rotation describes the open rotation; nil if there is none.
+func (l *Loop) rotation(weights []rotation.Share) *RotationStatus {
+	var to rotation.ID
+	var s *RotationStatus
+	switch r := l.k.Record; {
+	case r != nil && !r.Closed && (r.Phase != rotation.PhaseNone || !r.To.Zero()):
+		to = l.incoming()
+		s = &RotationStatus{From: r.From.Number, To: to.Number, Phase: string(r.Phase)}
+	case !l.k.From.Zero():
+		to = l.k.To
+		s = &RotationStatus{From: l.k.From.Number, To: to.Number}
+	default:
+		return nil
+	}
+	for _, w := range weights {
+		if w.ID.Equal(to) {
+			s.Weight = w.Weight
+		}
+	}
+	return s
 }
 
 func shut(c chan struct{}) {

@@ -2,13 +2,16 @@ package sync
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/postern-proxy/postern/agent/keyring"
+	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -112,4 +115,48 @@ func TestKinds(t *testing.T) {
 			t.Errorf("%v is %q, want %q", err, got, want)
 		}
 	}
+}
+
+func TestStatusShowsTheOpenRotation(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		is := func(a *agent, want string) {
+			t.Helper()
+			b, err := json.Marshal(a.Status().Rotation)
+			if string(b) != want || err != nil {
+				t.Errorf("%s, want %s", b, want)
+			}
+		}
+		r.store.write(keyPath, key(1))
+		a := r.start(func(o *Options) { o.Ramp = rotation.Ramp{{Weight: 5, For: time.Minute}} })
+		is(a, "null")
+		rec := rotation.Record{From: r.id(1), Phase: rotation.PhaseRequested, Ramp: rotation.Ramp{{Weight: 20, For: time.Minute}}, Grace: time.Minute}
+		r.store.writeRecord(record, rec)
+		pass(6 * time.Second)
+		is(a, `{"from":1,"to":0,"weight":0,"phase":"requested"}`)
+		rec.Phase, rec.To = rotation.PhaseGenerate, rotation.ID{Number: 2}
+		r.store.writeRecord(record, rec)
+		r.store.write(keyPath, key(2))
+		pass(6 * time.Second)
+		is(a, `{"from":1,"to":2,"weight":0,"phase":"generate"}`)
+		rec.Phase, rec.StartedAt = rotation.PhaseMigrate, time.Now()
+		r.store.writeRecord(record, rec) // To's time of creation is not in it yet
+		pass(2 * time.Second)
+		is(a, `{"from":1,"to":2,"weight":20,"phase":"migrate"}`)
+		pass(time.Minute)
+		is(a, `{"from":1,"to":2,"weight":100,"phase":"migrate"}`)
+		rec.Phase = rotation.PhaseRevoke
+		r.store.writeRecord(record, rec)
+		pass(5 * time.Minute)
+		is(a, `{"from":1,"to":2,"weight":100,"phase":"revoke"}`) // nothing of it is left here
+		rec.Phase, rec.Closed = rotation.PhaseDone, true
+		r.store.writeRecord(record, rec)
+		pass(6 * time.Second)
+		is(a, "null")
+		r.store.write(keyPath, key(3)) // by hand
+		pass(7 * time.Second)
+		is(a, `{"from":2,"to":3,"weight":5}`)
+		r.revoke(rotation.Record{}, r.id(3)) // a record that is about no rotation
+		pass(7 * time.Second)
+		is(a, "null")
+	})
 }

@@ -63,6 +63,6 @@ func runAgent(ctx context.Context, c *common, cfg *config.Config) error {
 		case <-hup:
 		case <-watched:
 		}
-		a.Reload(ctx) // what went wrong stands in the log and the metrics; the old configuration serves on
+		a.ReloadSoon() // what went wrong stands in the log and the metrics; the old configuration serves on
 	}
 }
