@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 	"github.com/postern-proxy/postern/agent/store/sealed"
@@ -21,6 +22,41 @@ type operator struct {
 	*Manager
 	t     *testing.T
 	store *shim
+	trail *ledger
+}
+
+// ledger is a record of operations in memory.
+type ledger struct {
+	mu     sync.Mutex
+	events []audit.Event
+	before func(audit.Event) error // nil: every entry can be written
+}
+
+func (s *ledger) Append(ctx context.Context, e audit.Event) (audit.Head, error) {
+	if err := ctx.Err(); err != nil {
+		return audit.Head{}, err
+	}
+	if s.before != nil {
+		if err := s.before(e); err != nil {
+			return audit.Head{}, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, e)
+	return audit.Head{Seq: uint64(len(s.events))}, nil
+}
+
+// told returns what was recorded since the last call, as in "key.add intent openai 2".
+func (s *ledger) told() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lines := []string{}
+	for _, e := range s.events {
+		lines = append(lines, fmt.Sprint(e.Event, " ", e.Outcome, " ", e.Key, " ", e.Version))
+	}
+	s.events = nil
+	return lines
 }
 
 func newOperator(t *testing.T) *operator {
@@ -31,14 +67,21 @@ func newOperator(t *testing.T) *operator {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { st.Close() })
-	sh := &shim{Store: st}
-	return &operator{&Manager{Store: sh, Scope: Scope{"prod", "px_acme"}}, t, sh}
+	sh, tr := &shim{Store: st}, &ledger{}
+	return &operator{&Manager{
+		Store: sh, Scope: Scope{"prod", "px_acme"}, Audit: tr, Actor: Actor{Name: "ada", Entity: "e-ada", Source: "cli@host"},
+	}, t, sh, tr}
 }
 
-// shim lets something happen on the way to the store.
+// shim lets something happen on the way to the store. A put is called by the
+// first element of its path unless that is where keys are kept.
 type shim struct {
 	store.Store
 	before func(method string) error
+	// wrote is asked after every write that succeeded; its error is the write's, which happened all the same.
+	wrote func(method, path string) error
+	// read is asked before every read.
+	read func(method, path string) error
 }
 
 func (s *shim) on(method string) error {
@@ -48,25 +91,73 @@ func (s *shim) on(method string) error {
 	return s.before(method)
 }
 
+func (s *shim) done(method, path string, err error) error {
+	if err == nil && s.wrote != nil {
+		err = s.wrote(method, path)
+	}
+	return err
+}
+
+func (s *shim) look(method, path string) error {
+	if s.read == nil {
+		return nil
+	}
+	return s.read(method, path)
+}
+
+func (s *shim) Get(ctx context.Context, path string, version int) (*store.Secret, error) {
+	if err := s.look("get", path); err != nil {
+		return nil, err
+	}
+	return s.Store.Get(ctx, path, version)
+}
+
+func (s *shim) Metadata(ctx context.Context, path string) (*store.Metadata, error) {
+	if err := s.look("metadata", path); err != nil {
+		return nil, err
+	}
+	return s.Store.Metadata(ctx, path)
+}
+
+func (s *shim) List(ctx context.Context, folder string) ([]string, error) {
+	if err := s.look("list", folder); err != nil {
+		return nil, err
+	}
+	return s.Store.List(ctx, folder)
+}
+
 func (s *shim) Put(ctx context.Context, path string, f map[string]*secret.Value, cas int) (store.Version, error) {
-	if err := s.on("put"); err != nil {
+	method, _, _ := strings.Cut(path, "/")
+	if method == "provider-keys" {
+		method = "put"
+	}
+	if err := s.on(method); err != nil {
 		return store.Version{}, err
 	}
-	return s.Store.Put(ctx, path, f, cas)
+	v, err := s.Store.Put(ctx, path, f, cas)
+	return v, s.done(method, path, err)
+}
+
+func (s *shim) Destroy(ctx context.Context, path string, versions ...int) error {
+	if err := s.on("destroy"); err != nil {
+		return err
+	}
+	return s.done("destroy", path, s.Store.Destroy(ctx, path, versions...))
 }
 
 func (s *shim) Patch(ctx context.Context, path string, f map[string]*secret.Value, cas int) (store.Version, error) {
 	if err := s.on("patch"); err != nil {
 		return store.Version{}, err
 	}
-	return s.Store.Patch(ctx, path, f, cas)
+	v, err := s.Store.Patch(ctx, path, f, cas)
+	return v, s.done("patch", path, err)
 }
 
 func (s *shim) SetMetadata(ctx context.Context, path string, custom map[string]string, most int) error {
 	if err := s.on("metadata"); err != nil {
 		return err
 	}
-	return s.Store.SetMetadata(ctx, path, custom, most)
+	return s.done("metadata", path, s.Store.SetMetadata(ctx, path, custom, most))
 }
 
 func key(n int) string { return fmt.Sprintf("sk-test-%024d", n) }
@@ -120,7 +211,7 @@ func (o *operator) metadata(name string) *store.Metadata {
 func TestAFirstVersionCreatesTheKey(t *testing.T) {
 	o := newOperator(t)
 	v := o.value(key(1))
-	a, err := o.Add(t.Context(), "openai", v, Meta{Label: "billing team", Service: "checkout"})
+	a, err := o.Add(t.Context(), "openai", v, Meta{Label: "prod-checkout-eu", Service: "checkout"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +229,7 @@ func TestAFirstVersionCreatesTheKey(t *testing.T) {
 	sec.Destroy()
 	md := o.metadata("openai")
 	if md.MaxVersions != 100 || len(md.Custom) != 4 || md.Custom["environment"] != "prod" || md.Custom["provider"] != "openai" ||
-		md.Custom["label"] != "billing team" || md.Custom["service"] != "checkout" {
+		md.Custom["label"] != "prod-checkout-eu" || md.Custom["service"] != "checkout" {
 		t.Errorf("%+v", md)
 	}
 }
@@ -167,14 +258,14 @@ func TestANextVersionKeepsOtherFields(t *testing.T) {
 // where nothing does, nothing is written: rotating needs no right to write metadata.
 func TestMetadataIsMerged(t *testing.T) {
 	o := newOperator(t)
-	o.add("openai", 1, Meta{Label: "first", Service: "checkout", Provider: "groq"})
+	o.add("openai", 1, Meta{Label: "prod-checkout-first", Service: "checkout", Provider: "groq"})
 	custom := o.metadata("openai").Custom
 	custom["cost_center"] = "4711"
 	if err := o.store.SetMetadata(t.Context(), o.Scope.Path("openai"), custom, 0); err != nil {
 		t.Fatal(err)
 	}
-	o.add("openai", 2, Meta{Label: "second"})
-	if c := o.metadata("openai").Custom; len(c) != 5 || c["label"] != "second" || c["service"] != "checkout" || c["cost_center"] != "4711" || c["provider"] != "groq" {
+	o.add("openai", 2, Meta{Label: "prod-checkout-second"})
+	if c := o.metadata("openai").Custom; len(c) != 5 || c["label"] != "prod-checkout-second" || c["service"] != "checkout" || c["cost_center"] != "4711" || c["provider"] != "groq" {
 		t.Errorf("%v", c)
 	}
 	o.store.before = func(method string) error {
@@ -183,12 +274,12 @@ func TestMetadataIsMerged(t *testing.T) {
 		}
 		return nil
 	}
-	for n, meta := range []Meta{{Label: "second"}, {}} {
+	for n, meta := range []Meta{{Label: "prod-checkout-second"}, {}} {
 		if a := o.add("openai", 3+n, meta); a.Version != 3+n {
 			t.Errorf("%+v", a)
 		}
 	}
-	if _, err := o.Add(t.Context(), "openai", o.value(key(5)), Meta{Label: "third"}); !errors.Is(err, store.ErrForbidden) {
+	if _, err := o.Add(t.Context(), "openai", o.value(key(5)), Meta{Label: "prod-checkout-third"}); !errors.Is(err, store.ErrForbidden) {
 		t.Errorf("a label that may not be written: %v", err)
 	}
 	if n := o.metadata("openai").Current; n != 4 {
@@ -209,7 +300,7 @@ func TestHowManyVersionsAreKept(t *testing.T) {
 		for n := range had + 1 {
 			meta := Meta{}
 			if name == "many" {
-				meta.Label = fmt.Sprint("label ", n) // so that the description is written
+				meta.Label = fmt.Sprint("prod-many-", n) // so that the description is written
 			}
 			o.add(name, n, meta)
 		}
@@ -254,7 +345,7 @@ func TestACreationThatWasCutOff(t *testing.T) {
 // Of two operators who write at the same time one is told, and nothing is overwritten.
 func TestTwoOperatorsAtOnce(t *testing.T) {
 	o := newOperator(t)
-	other := &Manager{Store: o.store.Store, Scope: o.Scope}
+	other := &Manager{Store: o.store.Store, Scope: o.Scope, Audit: o.trail}
 	o.add("openai", 1, Meta{})
 	for name, way := range map[string]string{"openai": "patch", "brand-new": "put"} {
 		o.store.before = func(method string) error {
@@ -309,7 +400,7 @@ func TestAKeyOfAnotherEnvironment(t *testing.T) {
 	if err := o.store.SetMetadata(t.Context(), o.Scope.Path("openai"), map[string]string{"environment": "staging"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	_, err := o.Add(t.Context(), "openai", o.value(key(2)), Meta{Label: "mine"})
+	_, err := o.Add(t.Context(), "openai", o.value(key(2)), Meta{Label: "prod-mine"})
 	if err == nil || !strings.Contains(err.Error(), `"staging"`) || !strings.Contains(err.Error(), `"prod"`) {
 		t.Errorf("%v", err)
 	}

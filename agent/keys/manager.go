@@ -66,3 +66,23 @@ type Actor struct {
 	Entity string // the store's own identity; "" where it knows none
 	Source string // the address a request came from, or cli@host
 }
+
+// recordTime bounds the writing of an entry about something that was done already.
+const recordTime = 10 * time.Second
+
+func (m *Manager) logger() *slog.Logger {
+	if m.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return m.Logger
+}
+
+// poll is how often agents look.
+func (m *Manager) poll() time.Duration {
+	if m.Poll <= 0 {
+		return defaultPoll
+	}
+	return m.Poll
+}
+
+const defaultPoll = 5 * time.Second

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/store"
@@ -58,4 +60,54 @@ func (m *Manager) writeRecord(ctx context.Context, name string, e *entry) error 
 	}
 	e.cas = v.Number
 	return nil
+}
+
+// hold tells others to leave the new version to somebody for a while.
+func (e *entry) hold(holder string, now time.Time) { e.Holder, e.HeldUntil = holder, now.Add(holdTime) }
+
+func (e *entry) release() { e.Holder, e.HeldUntil = "", time.Time{} }
+
+// First and longest waits after what failed.
+const failFirst, failMost = 30 * time.Second, time.Hour
+
+// fail notes an attempt at a version that failed, and when to try again.
+func (e *entry) fail(id rotation.ID, trouble string, now time.Time) {
+	v := e.Version(id)
+	v.Next = now.Add(min(failFirst<<min(v.Attempts, 16), failMost))
+	v.Attempts++
+	v.Trouble = trouble
+}
+
+// clear forgets the attempts at a version that failed.
+func (e *entry) clear(id rotation.ID) {
+	for i := range e.Versions {
+		if v := &e.Versions[i]; v.ID.Equal(id) {
+			v.Attempts, v.Next, v.Trouble = 0, time.Time{}, ""
+		}
+	}
+	e.prune()
+}
+
+// prune drops versions of which nothing is said.
+func (e *entry) prune() {
+	e.Versions = slices.DeleteFunc(e.Versions, func(v rotation.VersionRecord) bool {
+		return v == rotation.VersionRecord{ID: v.ID}
+	})
+}
+
+// inherit is what the record of the next rotation must go on saying: what agents
+// must not use, what the provider calls what it gave, and what is still to be ended.
+func (s situation) inherit() []rotation.VersionRecord {
+	var kept []rotation.VersionRecord
+	for _, v := range s.r.Versions {
+		if s.open() && v.ID.Equal(s.r.From) && !barred(v.State) {
+			v.State = rotation.Retired // an end that others did not come to yet
+		}
+		stored, there := s.stored(v.Number)
+		there = there && idOf(stored).Equal(v.ID)
+		if v.ProviderID != "" && !v.Revoked || there && (barred(v.State) || v.State == rotation.Retired && !v.Destroyed && !stored.Destroyed) {
+			kept = append(kept, v)
+		}
+	}
+	return kept
 }

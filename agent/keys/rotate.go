@@ -2,10 +2,15 @@ package keys
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/agent/store"
 )
 
 // RotateOptions say how a rotation goes. The zero value is as configured.
@@ -62,34 +67,187 @@ type Agent struct {
 // Rotate begins a rotation and carries it up to the migration: it generates
 // (writes value as the next version, or with o.Managed only requests one),
 // validates, and starts the ramp. Then Wait, or others, finish it. The value stays the caller's.
+//
+// Errors that are an outcome come with the Rotation: an *OpenError (ErrOpen) with
+// the one that is under way, a *RejectedError (ErrRejected) with the one that ended.
+// store.ErrConflict: somebody wrote a version by hand at the same time.
 func (m *Manager) Rotate(ctx context.Context, name string, value *secret.Value, o RotateOptions) (Rotation, error) {
-	panic("unwritten")
+	u := m.newRun(name, value)
+	if err := u.mayRotate(&o); err != nil {
+		return Rotation{}, err
+	}
+	for {
+		rot, done, err := u.begin(ctx, o)
+		if done || err != nil && !errors.Is(err, errAgain) {
+			return rot, err
+		}
+		if err != nil {
+			continue
+		}
+		rot, err = u.carry(ctx)
+		if err == nil && rot.Closed && rot.Phase != rotation.PhaseDone { // by others, meanwhile
+			err = fmt.Errorf("the rotation of %s is over (%s): %s: %w", name, rot.Phase, rot.Reason, store.ErrConflict)
+		}
+		return rot, err
+	}
 }
 
-// Resume goes on with a rotation that was interrupted, wherever that was.
-func (m *Manager) Resume(ctx context.Context, name string, value *secret.Value) (Rotation, error) {
-	panic("unwritten")
+// mayRotate refuses what cannot be meant, before anything is read.
+func (u *run) mayRotate(o *RotateOptions) error {
+	if err := CheckName(u.name); err != nil {
+		return err
+	}
+	if o.Ramp == nil {
+		o.Ramp = &u.Ramp
+	}
+	if o.Grace == nil {
+		o.Grace = &u.Grace
+	}
+	switch err := o.Ramp.Check(); {
+	case err != nil:
+		return err
+	case *o.Grace < 0:
+		return fmt.Errorf("grace: %v is negative", *o.Grace)
+	case o.Managed && u.value != nil:
+		return fmt.Errorf("the key of %s: a managed rotation takes no value, its issuer makes one", u.name)
+	case o.Managed:
+		return nil
+	}
+	return u.shaped()
 }
 
-// Advance takes every step of a key's rotation that is due now and returns how
-// far it is. Without an open rotation it does nothing.
-func (m *Manager) Advance(ctx context.Context, name string) (Rotation, error) {
-	panic("unwritten")
+// shaped says whether the value in hand can be a key.
+func (u *run) shaped() error {
+	shape := errors.New("there is none, or it was destroyed")
+	u.value.Use(func(b []byte) { shape = secret.CheckKey(b) })
+	if shape != nil {
+		return fmt.Errorf("the key of %s: %w", u.name, shape)
+	}
+	return nil
 }
 
-// Wait advances until the rotation is closed, ctx ends, or only others can go
-// on. Progress is called with every change and about once a second; nil: not at all.
-func (m *Manager) Wait(ctx context.Context, name string, progress func(Rotation)) (Rotation, error) {
-	panic("unwritten")
+// begin writes the record of a new rotation. Done: there is nothing to carry on.
+func (u *run) begin(ctx context.Context, o RotateOptions) (rot Rotation, done bool, err error) {
+	now := u.now() // before anything is read, so that To cannot be older
+	s, e, err := u.look(ctx)
+	if err != nil {
+		return rot, true, err
+	}
+	if o.IdempotencyKey != "" && e.IdempotencyKey == o.IdempotencyKey {
+		if e.Phase == rotation.PhaseGenerate && !e.Managed && !s.held(now) { // whoever sent it first did not come to writing the value
+			rot, err = u.Resume(ctx, u.name, u.value)
+			return rot, true, err
+		}
+		return u.describe(s, decide(*s, now), now), true, nil
+	}
+	if s.blocks() {
+		return u.describe(s, decide(*s, now), now), true, openError(u.name, &e.Record)
+	}
+	from, err := u.inUse(ctx, s)
+	if err != nil {
+		return rot, true, err
+	}
+	if err := u.mayBegin(ctx, s, from, o); err != nil {
+		return rot, true, err
+	}
+	n := s.md.Current + 1
+	event := audit.Event{Event: EventGenerate, Key: u.name, Version: n, Reason: o.Reason, Detail: map[string]string{"from": strconv.Itoa(from.Number)}}
+	if o.Managed {
+		event.Detail["managed"] = "true"
+	}
+	if err := u.intend(ctx, event); err != nil {
+		return rot, true, err
+	}
+	next := &entry{cas: e.cas, Record: rotation.Record{
+		From: from, To: rotation.ID{Number: n}, Ramp: *o.Ramp, Grace: *o.Grace, Versions: s.inherit(),
+		Phase: rotation.PhaseGenerate, Managed: o.Managed, Actor: u.Actor.Name, Entity: u.Actor.Entity, Reason: o.Reason,
+		IdempotencyKey: o.IdempotencyKey, RequestedAt: now, Rest: e.Rest,
+	}}
+	if o.Managed {
+		next.To, next.Phase = rotation.ID{}, rotation.PhaseRequested
+	} else {
+		next.hold(u.holder, now)
+	}
+	if err := u.save(ctx, next); err != nil {
+		if !errors.Is(err, errAgain) {
+			err = fmt.Errorf("the rotation of %s could not begin: %w", u.name, err)
+		}
+		event.Outcome, event.Reason = OutcomeFailed, err.Error()
+		u.warn("%s", u.record(ctx, event))
+		return rot, false, err
+	}
+	u.since, u.began = now, true
+	return rot, false, nil
+}
+
+// blocks reports whether a rotation is under way. One that only waits to end a
+// version nobody uses any more, and could not, does not keep the next one from beginning.
+func (s situation) blocks() bool {
+	return s.open() && (s.r.Phase != rotation.PhaseRevoke || s.about(s.r.From).Trouble == "")
+}
+
+// mayBegin refuses what must not be rotated.
+func (u *run) mayBegin(ctx context.Context, s *situation, from rotation.ID, o RotateOptions) error {
+	if err := u.ours(u.name, s.md.Custom); err != nil {
+		return err
+	}
+	if o.Managed {
+		if u.Issuer != nil && u.issuerOf(s) == nil {
+			return fmt.Errorf("the server has no issuer for the provider %q of %s; see issuers in its configuration, or rotate with a value", s.provider(), u.name)
+		}
+		return u.pushesOut(s.md, s.r)
+	}
+	if from.Zero() {
+		if s.md.Current == 0 {
+			return absent{fmt.Sprintf("there is no key %s in %s, %s; `postern keys add %s` stores the first version", u.name, u.Scope.Environment, u.Scope.ProxyID, u.name)}
+		}
+		return absent{fmt.Sprintf("no version of %s is in use that could be replaced; `postern keys add %s` stores the next one", u.name, u.name)}
+	}
+	if err := u.pushesOut(s.md, s.r); err != nil {
+		return err
+	}
+	found, err := u.digestOf(ctx, u.name, u.value)
+	for _, f := range found {
+		if f.ID == u.Scope.id(u.name) && f.Version == from.Number {
+			u.warn("the same value was stored as version %d, which it replaces", f.Version)
+		}
+	}
+	return err
 }
 
 // Status returns how far a key's rotation is, without taking a step. Phase is
 // PhaseNone where there never was one.
 func (m *Manager) Status(ctx context.Context, name string) (Rotation, error) {
-	panic("unwritten")
+	if err := CheckName(name); err != nil {
+		return Rotation{}, err
+	}
+	u := m.newRun(name, nil)
+	s, _, err := u.look(ctx)
+	if err != nil {
+		return Rotation{}, err
+	}
+	now := m.now()
+	return u.describe(s, decide(*s, now), now), nil
 }
 
 // Rotations returns Status of every key of the scope that has a record, by name.
 func (m *Manager) Rotations(ctx context.Context) ([]Rotation, error) {
-	panic("unwritten")
+	names, err := m.Store.List(ctx, m.Scope.record(""))
+	if err != nil {
+		return nil, err
+	}
+	rotations := []Rotation{}
+	for _, n := range names {
+		if CheckName(n) != nil {
+			continue // a folder, or something that is not ours
+		}
+		rot, err := m.Status(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if rot.Phase != rotation.PhaseNone {
+			rotations = append(rotations, rot)
+		}
+	}
+	return rotations, nil
 }

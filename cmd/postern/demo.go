@@ -132,7 +132,9 @@ func newDemoCast(ctx context.Context) (*demo, error) {
 		return d, err
 	}
 	d.undo = append(d.undo, closer)
-	d.keys = &keys.Manager{Store: st, Scope: keys.Scope{Environment: cfg.Environment, ProxyID: cfg.ProxyID}}
+	if d.keys, err = agent.NewManager(ctx, cfg, agent.ManagerOptions{Store: st, NoProbe: true}); err != nil {
+		return d, err
+	}
 	if err := d.store(ctx, d.first); err != nil {
 		return d, err
 	}

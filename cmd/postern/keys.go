@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strconv"
-	"strings"
+	"slices"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	"golang.org/x/time/rate"
 
 	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/secret"
+	"github.com/postern-proxy/postern/agent/store"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -23,9 +22,12 @@ func newKeys(c *common) *cobra.Command {
 		Use: "keys", Short: "Manage provider keys in the store",
 		Long: `Manage provider keys in the store that the configuration names. On HashiCorp Vault
 the caller's own token is used (VAULT_TOKEN, else the token helper or ~/.vault-token),
-so Vault's policies decide who may do what. A key's value is never printed.`,
+so Vault's policies decide who may do what. A key's value is never printed.
+
+Everything that is done is recorded in the store itself: postern audit show.`,
 	}
-	cmd.AddCommand(newKeysAdd(c), newKeysList(c), newKeysShow(c))
+	cmd.AddCommand(newKeysAdd(c), newKeysList(c), newKeysShow(c), newKeysRotate(c), newKeysResume(c),
+		newKeysValidate(c), newKeysRevoke(c), newKeysSchedule(c))
 	return cmd
 }
 
@@ -36,27 +38,51 @@ type keyStore struct {
 	close func()
 }
 
-func (c *common) keys() (*keyStore, error) {
-	secret.Harden()
-	cfg, err := c.load()
+// keys opens the store that the flags select.
+func (c *common) keys(ctx context.Context) (*keyStore, error) {
+	cfg, st, closer, err := c.openStore()
 	if err != nil {
 		return nil, err
 	}
-	st, closer, err := agent.OpenStore(cfg, agent.StoreOptions{Operator: true, Version: version})
+	m, err := agent.NewManager(ctx, cfg, agent.ManagerOptions{Store: st})
 	if err != nil {
+		closer()
 		return nil, err
 	}
-	m := &keys.Manager{Store: st, Scope: keys.Scope{Environment: cfg.Environment, ProxyID: cfg.ProxyID}}
 	return &keyStore{Manager: m, cfg: cfg, close: closer}, nil
 }
 
+// in is the same store's keys of another scope, recorded where that scope's operations are.
+func (s *keyStore) in(scope keys.Scope) *keyStore {
+	m := *s.Manager
+	if scope.Environment != m.Scope.Environment {
+		m.Audit = keys.NewTrail(m.Store, scope.Environment, agent.Boot())
+	}
+	m.Scope = scope
+	return &keyStore{Manager: &m, cfg: s.cfg, close: s.close}
+}
+
+// names are the keys of the scope. It needs no right to look at them.
+func (s *keyStore) names(ctx context.Context) ([]string, error) {
+	names, err := s.Store.List(ctx, s.Scope.Path(""))
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return keys.CheckName(n) != nil }), nil
+}
+
 // place says where the keys are kept.
-func (s *keyStore) place() string {
-	if v := s.cfg.Store.Vault; v != nil {
+func (s *keyStore) place() string { return place(s.cfg) }
+
+func place(cfg *config.Config) string {
+	if v := cfg.Store.Vault; v != nil {
 		return v.Address + ", " + v.Mount + "/" + v.Prefix
 	}
-	return s.cfg.Store.Sealed.File
+	return cfg.Store.Sealed.File
 }
+
+// scope says whose keys they are.
+func (s *keyStore) scope() string { return s.Scope.Environment + ", " + s.Scope.ProxyID }
 
 // users are the names of the providers that carry a key.
 func (s *keyStore) users(key string) []string {
@@ -69,205 +95,116 @@ func (s *keyStore) users(key string) []string {
 	return names
 }
 
+// catchUp takes the steps of a key that are overdue, as any later command does,
+// and says on standard error what it did. Where the caller's rights end it is
+// silent: `keys show` tells what stands open.
+func (s *keyStore) catchUp(cmd *cobra.Command, name string) (keys.Info, error) {
+	i, err := s.Show(cmd.Context(), name)
+	if err != nil {
+		return i, err
+	}
+	return s.catchUpFrom(cmd, i), nil
+}
+
+// catchUpFrom is catchUp after a look at the key, and returns a newer one if there was something to do.
+func (s *keyStore) catchUpFrom(cmd *cobra.Command, i keys.Info) keys.Info {
+	if len(i.Overdue) == 0 {
+		return i
+	}
+	r, err := s.Advance(cmd.Context(), i.Name)
+	warn(cmd, r.Warnings)
+	after, failed := s.Show(cmd.Context(), i.Name)
+	if err != nil || failed != nil {
+		return i
+	}
+	if before := i.Rotation; before != nil && (r.Phase != before.Phase || r.Closed) {
+		note(cmd, "the rotation of %s was overdue and went on: %s", i.Name, summary(r))
+	} else {
+		for _, was := range i.Overdue {
+			if !slices.Contains(after.Overdue, was) {
+				note(cmd, "%s: this was overdue and is done: %s", i.Name, was)
+			}
+		}
+	}
+	return after
+}
+
 // oneName wants the name of a key and nothing more. It repeats no argument.
 func oneName(_ *cobra.Command, args []string) error {
-	switch {
-	case len(args) == 0:
+	if len(args) == 0 {
 		return errors.New("wants the NAME of a key, as in openai")
-	case len(args) > 1 || agent.Masked(args[0]) != args[0]:
-		return errors.New(`takes the NAME of a key only, as in openai. The key itself is asked for, or read from standard input or a
+	}
+	if len(args) > 1 {
+		return errNameOnly
+	}
+	return aName(args[0])
+}
+
+// atMostOneName is oneName where a flag may stand in its place.
+func atMostOneName(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return oneName(cmd, args)
+}
+
+// anyNames wants names of keys, and as many as there are.
+func anyNames(_ *cobra.Command, args []string) error {
+	for _, a := range args {
+		if err := aName(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errNameOnly = errors.New(`takes the NAME of a key only, as in openai. The key itself is asked for, or read from standard input or a
 file: an argument can be seen by other users and stays in the shell's history. If that was a key, replace it at its provider`)
+
+func aName(arg string) error {
+	if agent.Masked(arg) != arg {
+		return errNameOnly
 	}
-	return keys.CheckName(args[0])
+	return keys.CheckName(arg)
 }
 
-func newKeysAdd(c *common) *cobra.Command {
-	var meta keys.Meta
-	var file string
-	cmd := &cobra.Command{
-		Use:   "add NAME",
-		Short: "Store a key's next version, creating the key",
-		Long: `Store the next version of a provider key, creating the key if there is none. The
-value is read from standard input (on a terminal it is asked for, without echo) or
-from --file; it is never taken from an argument, where other users could see it.
-
-  postern keys add openai
-  postern keys add openai < key.txt`,
-		Args: oneName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := c.keys()
-			if err != nil {
-				return err
-			}
-			defer s.close()
-			value, err := readKey(cmd, args[0], file)
-			if err != nil {
-				return err
-			}
-			defer value.Destroy()
-			added, err := s.Add(cmd.Context(), args[0], value, meta)
-			if err != nil {
-				return err
-			}
-			if len(s.users(added.Name)) == 0 {
-				fmt.Fprintf(cmd.ErrOrStderr(), "postern: note: no provider of the configuration (%s) uses a key named %s\n", s.cfg.Source, added.Name)
-			}
-			return c.print(cmd, added, func(w io.Writer) {
-				verb := "stored version"
-				if added.New {
-					verb = "created with version"
-				}
-				fmt.Fprintf(w, "%s: %s %d in %s, %s (%s)\n", added.Name, verb, added.Version, s.Scope.Environment, s.Scope.ProxyID, s.place())
-			})
-		},
-	}
-	cmd.Flags().StringVar(&file, "file", "", "read the key from this file instead of standard input")
-	cmd.Flags().StringVar(&meta.Provider, "provider", "", "catalog entry the key is for (default: NAME)")
-	cmd.Flags().StringVar(&meta.Label, "label", "", "label (default: <environment>-NAME)")
-	cmd.Flags().StringVar(&meta.Service, "service", "", "service the key is for")
-	c.outputFlag(cmd)
-	return cmd
-}
-
-// maxKeyInput bounds what is read as a key, line ends included.
-const maxKeyInput = 64 << 10
-
-// readKey reads a key's bytes into the arena; every buffer on the way is wiped.
-func readKey(cmd *cobra.Command, name, file string) (*secret.Value, error) {
-	var b []byte
-	var err error
-	stdin, isFile := cmd.InOrStdin().(*os.File)
+// aReason refuses a reason that is missing, where one is wanted, or that holds a key: it is recorded.
+func aReason(reason string, wanted bool) error {
 	switch {
-	case file != "":
-		b, err = readWiped(file)
-	case isFile && term.IsTerminal(int(stdin.Fd())):
-		fmt.Fprintf(cmd.ErrOrStderr(), "Key for %s (not shown): ", name)
-		b, err = readHidden(cmd.Context(), int(stdin.Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
-	default:
-		b, err = readBounded(cmd.InOrStdin())
+	case wanted && reason == "":
+		return usageError{errors.New(`--reason "…": say why; it is recorded`)}
+	case agent.Masked(reason) != reason:
+		return usageError{errors.New("--reason: there is something with a key's form in it, and reasons are recorded; say it without. If that was a key, replace it at its provider")}
 	}
+	return nil
+}
+
+func note(cmd *cobra.Command, format string, args ...any) {
+	fmt.Fprintln(cmd.ErrOrStderr(), "postern: note:", agent.Masked(fmt.Sprintf(format, args...)))
+}
+
+func warn(cmd *cobra.Command, warnings []string) { warnTo(cmd.ErrOrStderr(), warnings) }
+
+func warnTo(w io.Writer, warnings []string) {
+	for _, text := range warnings {
+		fmt.Fprintln(w, "postern: warning:", agent.Masked(text))
+	}
+}
+
+// perSecond is how many requests a command may send to Vault. A record of
+// operations is an entry a request, and a long one is to be verified in seconds.
+const perSecond = 2000
+
+// openStore opens the store that the flags select, as the caller.
+func (c *common) openStore() (*config.Config, store.Store, func(), error) {
+	secret.Harden()
+	cfg, err := c.load()
 	if err != nil {
-		return nil, fmt.Errorf("reading the key: %w", err)
+		return nil, nil, nil, err
 	}
-	defer secret.Wipe(b)
-	end := len(b)
-	for end > 0 && (b[end-1] == '\n' || b[end-1] == '\r') {
-		end--
-	}
-	if end == 0 {
-		return nil, errors.New("no key was given; pipe it in (postern keys add " + name + " < key.txt) or type it at the prompt")
-	}
-	if err := secret.CheckKey(b[:end]); err != nil {
-		return nil, fmt.Errorf("%s %w", name, err) // which begins with "key: "
-	}
-	return secret.New(b[:end])
-}
-
-// readHidden reads a line from a terminal without echo. Ctrl-C ends it, with
-// the terminal as it was.
-func readHidden(ctx context.Context, fd int) ([]byte, error) {
-	before, err := term.GetState(fd)
+	st, closer, err := agent.OpenStore(cfg, agent.StoreOptions{Operator: true, Version: version, Limiter: rate.NewLimiter(perSecond, perSecond)})
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	type answer struct {
-		b   []byte
-		err error
-	}
-	got := make(chan answer, 1)
-	go func() {
-		b, err := term.ReadPassword(fd)
-		got <- answer{b, err}
-	}()
-	select {
-	case a := <-got:
-		return a.b, a.err
-	case <-ctx.Done():
-		term.Restore(fd, before)
-		return nil, errors.New("interrupted; nothing was stored")
-	}
-}
-
-func readWiped(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return readBounded(f)
-}
-
-func readBounded(r io.Reader) ([]byte, error) {
-	b := make([]byte, maxKeyInput)
-	n, err := io.ReadFull(r, b)
-	if err == nil {
-		secret.Wipe(b)
-		return nil, fmt.Errorf("more than %d bytes: that is no key", maxKeyInput)
-	}
-	if err != io.EOF && err != io.ErrUnexpectedEOF {
-		secret.Wipe(b)
-		return nil, err
-	}
-	return b[:n], nil
-}
-
-func newKeysList(c *common) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "list", Short: "List the keys of this environment and proxy id",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := c.keys()
-			if err != nil {
-				return err
-			}
-			defer s.close()
-			infos, err := s.List(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return c.print(cmd, infos, func(w io.Writer) {
-				if len(infos) == 0 {
-					fmt.Fprintf(w, "no keys in %s, %s; `postern keys add NAME` stores one\n", s.Scope.Environment, s.Scope.ProxyID)
-					return
-				}
-				rows := [][]string{{"NAME", "PROVIDER", "VERSION", "AGE", "LABEL"}}
-				for _, i := range infos {
-					v := i.Current()
-					rows = append(rows, []string{i.Name, orDash(i.Provider), number(v.Number), age(v.Created), orDash(i.Label)})
-				}
-				table(w, rows)
-			})
-		},
-	}
-	c.outputFlag(cmd)
-	return cmd
-}
-
-func newKeysShow(c *common) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "show NAME", Short: "Show a key's versions, never its value",
-		Args: oneName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := c.keys()
-			if err != nil {
-				return err
-			}
-			defer s.close()
-			i, err := s.Show(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return c.print(cmd, i, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: provider %s, label %s\n", i.ID, orDash(i.Provider), orDash(i.Label))
-				fmt.Fprintf(w, "used by: %s\n\n", orDash(strings.Join(s.users(i.Name), ", ")))
-				rows := [][]string{{"VERSION", "STATE", "AGE", "WRITTEN BY"}}
-				for _, v := range i.Versions {
-					rows = append(rows, []string{strconv.Itoa(v.Number), v.State, age(v.Created), orDash(v.CreatedBy)})
-				}
-				table(w, rows)
-			})
-		},
-	}
-	c.outputFlag(cmd)
-	return cmd
+	return cfg, st, closer, nil
 }

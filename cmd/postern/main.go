@@ -97,7 +97,7 @@ secret store, and when the key is rotated the next request carries the new one.
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\n`%s --help` lists the flags", err, c.CommandPath())}
 	})
-	root.AddCommand(newAgent(c), newExec(c), newDemo(), newCheck(c), newStatus(c), newKeys(c), newAudit(c), newVersion(c))
+	root.AddCommand(newAgent(c), newExec(c), newDemo(), newCheck(c), newStatus(c), newServer(c), newKeys(c), newAudit(c), newPolicy(c), newWhoami(c), newVersion(c))
 	strict(root)
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -21,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/postern-proxy/postern/agent/agenttest"
+	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 )
@@ -38,6 +41,7 @@ func TestMain(m *testing.M) {
 // $ADMIN are addresses that nobody listens on.
 func TestScripts(t *testing.T) {
 	bin := filepath.Dir(agenttest.Binary(t))
+	vault := sync.OnceValue(func() *vaulttest.Vault { return vaulttest.Start(t, vaulttest.Options{}) })
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
@@ -51,7 +55,7 @@ func TestScripts(t *testing.T) {
 			}
 			return os.Mkdir(home, 0o700)
 		},
-		Cmds: scriptCommands,
+		Cmds: scriptCommands(vault),
 	})
 }
 
@@ -72,7 +76,27 @@ func freeAddress(t *testing.T) string {
 	return ""
 }
 
-var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+// scriptCommands are what scripts can do beside testscript's own. vault starts the one Vault that they share.
+func scriptCommands(vault func() *vaulttest.Vault) map[string]func(ts *testscript.TestScript, neg bool, args []string) {
+	cmds := maps.Clone(commonCommands)
+	// vault MOUNT points $VAULT_ADDR at a Vault with a KV v2 engine of the script's
+	// own, and $VAULT_TOKEN is its root token.
+	cmds["vault"] = func(ts *testscript.TestScript, neg bool, args []string) {
+		v := vault()
+		v.Mount(arg(ts, neg, args, 1, "vault MOUNT")[0], "kv", map[string]string{"version": "2"})
+		ts.Setenv("VAULT_ADDR", v.Address)
+		ts.Setenv("VAULT_TOKEN", v.RootToken)
+	}
+	// token NAME FILE makes a policy of a file, and $VAULT_TOKEN one that has it.
+	cmds["token"] = func(ts *testscript.TestScript, neg bool, args []string) {
+		name := arg(ts, neg, args, 2, "token NAME FILE")[0]
+		vault().Policy(name, ts.ReadFile(args[1]))
+		ts.Setenv("VAULT_TOKEN", vault().Token(vaulttest.TokenOptions{Policies: []string{name}}))
+	}
+	return cmds
+}
+
+var commonCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	// exits CODE COMMAND [ARG...] runs a command that must end with this exit code.
 	"exits": func(ts *testscript.TestScript, neg bool, args []string) {
 		want, err := strconv.Atoi(arg(ts, neg, args, 2, "exits CODE COMMAND [ARG...]")[0])

@@ -1,0 +1,122 @@
+package keys
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/agent/store"
+)
+
+const (
+	// ackLife is how long after its last word an agent counts as live.
+	ackLife = 3 * time.Minute
+	// ackReaders is how many acknowledgements are read at a time.
+	ackReaders = 16
+)
+
+// ackState is what an agent says of one key.
+type ackState struct {
+	To     rotation.ID    `json:"to"`
+	State  rotation.State `json:"to_state"`
+	From   rotation.State `json:"from_state"`
+	Reason string         `json:"reason"`
+}
+
+// readAcks returns what the agents of the scope that hold a key say of it, by
+// name. An agent that speaks of another rotation has not seen this one: To is Unknown.
+func (m *Manager) readAcks(ctx context.Context, name string, to rotation.ID) ([]Agent, error) {
+	paths, err := m.ackPaths(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := m.now()
+	var (
+		mu     sync.Mutex
+		wg     sync.WaitGroup
+		agents []Agent
+		failed error
+	)
+	slots := make(chan struct{}, ackReaders)
+	for _, path := range paths {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			a, ok, err := m.readAck(ctx, path, name, to, now)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = err
+			} else if ok {
+				agents = append(agents, a)
+			}
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(agents, func(a, b Agent) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.At.Compare(b.At)) })
+	return agents, failed
+}
+
+func (m *Manager) ackPaths(ctx context.Context) ([]string, error) {
+	entities, err := m.Store.List(ctx, m.Scope.acks())
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, entity := range entities {
+		if !strings.HasSuffix(entity, "/") {
+			continue
+		}
+		names, err := m.Store.List(ctx, m.Scope.acks()+entity)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			if !strings.HasSuffix(n, "/") {
+				paths = append(paths, m.Scope.acks()+entity+n)
+			}
+		}
+	}
+	return paths, nil
+}
+
+// readAck returns what one agent says of a key. Nothing: it does not hold it, or has left.
+func (m *Manager) readAck(ctx context.Context, path, name string, to rotation.ID, now time.Time) (Agent, bool, error) {
+	fields, v, err := store.GetText(ctx, m.Store, path)
+	if errors.Is(err, store.ErrNotFound) {
+		return Agent{}, false, nil
+	}
+	if err != nil {
+		return Agent{}, false, err
+	}
+	var keys map[string]ackState
+	at, err := time.Parse(time.RFC3339Nano, string(fields["at"]))
+	if err == nil {
+		err = json.Unmarshal(fields["keys"], &keys)
+	}
+	if err != nil || v.Created.Before(at) { // an agent's own clock must not make it live for ever
+		at = v.Created
+	}
+	if err != nil && now.Sub(at) > ackLife { // it cannot be meant any more
+		return Agent{}, false, nil
+	}
+	if err != nil {
+		return Agent{}, false, fmt.Errorf("%s: the acknowledgement cannot be read: %w", path, err)
+	}
+	k, ok := keys[name]
+	if !ok {
+		return Agent{}, false, nil
+	}
+	a := Agent{Name: cmp.Or(string(fields["agent"]), path[strings.LastIndexByte(path, '/')+1:]), At: at.UTC(), Live: now.Sub(at) <= ackLife}
+	if k.To.Equal(to) {
+		a.To, a.From, a.Reason = k.State, k.From, k.Reason
+	}
+	return a, true, nil
+}
