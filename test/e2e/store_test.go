@@ -11,7 +11,8 @@ import (
 
 // keyStore is a store as its operator sees it.
 type keyStore interface {
-	yaml() string // for the agent's configuration
+	yaml() string   // for the agent's configuration
+	shared() string // the same for agents in other folders
 	put(name, key string) (version int)
 }
 
@@ -36,6 +37,7 @@ type vaultStore struct {
 	*vaulttest.Vault
 	front *vaulttest.Front
 	auth  string // YAML
+	dir   string // of the files that auth names
 }
 
 // agentPolicy is what an agent needs, and one path of another layout.
@@ -52,7 +54,7 @@ func (w *world) vault(o vaulttest.Options) *vaultStore { return w.vaultRole(o, "
 
 func (w *world) vaultRole(o vaulttest.Options, ttl string) *vaultStore {
 	w.t.Helper()
-	s := &vaultStore{Vault: vaulttest.Start(w.t, o)}
+	s := &vaultStore{Vault: vaulttest.Start(w.t, o), dir: w.dir}
 	s.front = vaulttest.NewFront(w.t, s.Vault)
 	s.Policy("agent", agentPolicy)
 	s.EnableAuth("approle", "approle")
