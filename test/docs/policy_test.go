@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -16,31 +15,23 @@ import (
 	"github.com/postern-proxy/postern/agent/provider/fake"
 )
 
-// The README's policies are enough for what it says they are for, and the
-// operator's does not let him read a key.
+// The policies that the README's commands print are enough for what it says they
+// are for, and the operator's does not let him read a key.
 func TestThePoliciesAreEnough(t *testing.T) {
-	blocks := regexp.MustCompile("(?s)```hcl\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1)
-	if len(blocks) != 2 {
-		t.Fatalf("%d policies in the README, want the agent's and the operator's", len(blocks))
-	}
 	const key, next = "sk-proj-0123456789abcdefghij", "sk-proj-9876543210jihgfedcba"
 	v := vaulttest.Start(t, vaulttest.Options{})
-	v.Policy("agent", blocks[0][1])
-	v.Policy("operator", blocks[1][1])
-	agent := v.Token(vaulttest.TokenOptions{Policies: []string{"agent"}, NoDefault: true})
-	operator := v.Token(vaulttest.TokenOptions{Policies: []string{"operator"}, NoDefault: true})
-
 	dir := t.TempDir()
 	p, err := fake.New(fake.Options{Kind: "openai", Keys: []string{key, next}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	for name, text := range map[string]string{"token": agent, "provider.pem": string(p.CAPEM())} {
+	write := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	write("provider.pem", string(p.CAPEM()))
 	yaml := fmt.Sprintf(`version: 1
 environment: prod
 proxy_id: px_acme_prod
@@ -50,9 +41,21 @@ providers: [{name: openai, hosts: [%q], base_url: %q, ca_file: provider.pem}]
 rotation: {grace: 2s}
 `, v.Address, strings.TrimPrefix(p.URL(), "https://"), p.URL())
 	file := filepath.Join(dir, "operator.yaml")
-	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
+	write("operator.yaml", yaml)
+	token := func(role string) string {
+		command := "postern policy --role " + role + " -c postern.yaml"
+		if !strings.Contains(read(t, "README.md"), command+" >") {
+			t.Errorf("the README lacks %s", command)
+		}
+		out, said, code := agenttest.RunEnv(t, agenttest.Env(dir), "", "policy", "--role", role, "-c", file)
+		if code != 0 {
+			t.Fatalf("%s: exit code %d\n%s", command, code, said)
+		}
+		v.Policy(role, out)
+		return v.Token(vaulttest.TokenOptions{Policies: []string{role}, NoDefault: true})
 	}
+	write("token", token("agent"))
+	operator := token("security")
 	run := func(stdin string, args ...string) string {
 		t.Helper()
 		out, said, code := agenttest.RunEnv(t, agenttest.Env(dir, "VAULT_TOKEN="+operator), stdin, append(args, "-c", file)...)
@@ -64,8 +67,8 @@ rotation: {grace: 2s}
 	run(key+"\n", "keys", "add", "openai")
 	a := agenttest.Start(t, dir, yaml)
 	a.Ready(t)
-	run(next+"\n", "keys", "add", "openai", "--label", "checkout")
-	if out := run("", "keys", "list"); !strings.Contains(out, "checkout") {
+	run(next+"\n", "keys", "add", "openai", "--label", "prod-checkout")
+	if out := run("", "keys", "list"); !strings.Contains(out, "prod-checkout") {
 		t.Errorf("postern keys list:\n%s", out)
 	}
 	run("", "keys", "show", "openai")

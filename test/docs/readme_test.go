@@ -18,11 +18,11 @@ import (
 
 var fence = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
 
-// blocks are the fenced blocks of a language in the README.
-func blocks(t *testing.T, language string) []string {
+// blocks are the fenced blocks of a language in a document.
+func blocks(t *testing.T, file, language string) []string {
 	t.Helper()
 	var out []string
-	for _, m := range fence.FindAllStringSubmatch(read(t, "README.md"), -1) {
+	for _, m := range fence.FindAllStringSubmatch(read(t, file), -1) {
 		if m[1] == language {
 			out = append(out, m[2])
 		}
@@ -32,11 +32,11 @@ func blocks(t *testing.T, language string) []string {
 
 var aCommand = regexp.MustCompile(`^(go|make|postern|helm) [a-z]`)
 
-// commands are the command lines of the README, without their comments.
-func commands(t *testing.T) []string {
+// commands are the command lines of a document, without their comments.
+func commands(t *testing.T, file string) []string {
 	t.Helper()
 	var out []string
-	for _, b := range blocks(t, "") {
+	for _, b := range blocks(t, file, "") {
 		for line := range strings.Lines(b) {
 			line, _, _ = strings.Cut(line, " # ")
 			if line = strings.TrimSpace(line); aCommand.MatchString(line) {
@@ -53,19 +53,9 @@ func commands(t *testing.T) []string {
 func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 	dir := t.TempDir()
 	file, key := stage(t, dir)
-	bin := agenttest.Binary(t)
-	shell := func(line string) (string, error) {
-		cmd := exec.Command("sh", "-c", line)
-		cmd.Dir = dir
-		cmd.Env = agenttest.Env(dir)
-		cmd.Env[0] = "PATH=" + filepath.Dir(bin) + ":" + os.Getenv("PATH")
-		cmd.Stdin = strings.NewReader(key + "\n")
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
 	var a *agenttest.Agent
 	seen := map[string]int{}
-	for _, line := range commands(t) {
+	for _, line := range commands(t, "README.md") {
 		word := strings.Fields(line)
 		seen[word[0]]++
 		switch {
@@ -93,7 +83,7 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 			line = "postern demo --for 2s"
 		}
 		line = strings.Replace(line, "-- npm start", "-- true", 1)
-		if out, err := shell(line); err != nil {
+		if out, err := shell(t, dir, key, line); err != nil {
 			t.Errorf("%s: %v\n%s", line, err, out)
 		}
 	}
@@ -102,11 +92,23 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 	}
 }
 
-// stage writes postern.yaml and key.txt and starts what they lead to.
-func stage(t *testing.T, dir string) (yaml, key string) {
+// shell runs a line as a reader types it, in a folder, with a key at standard input.
+func shell(t *testing.T, dir, key, line string) (string, error) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Dir = dir
+	cmd.Env = agenttest.Env(dir)
+	cmd.Env[0] = "PATH=" + filepath.Dir(agenttest.Binary(t)) + ":" + os.Getenv("PATH")
+	cmd.Stdin = strings.NewReader(key + "\n")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// stage writes postern.yaml and key.txt and starts what they lead to. The provider knows the key and more.
+func stage(t *testing.T, dir string, more ...string) (yaml, key string) {
 	t.Helper()
 	key = "sk-proj-0123456789abcdefghij"
-	s, err := fake.New(fake.Options{Kind: "openai", Keys: []string{key}})
+	s, err := fake.New(fake.Options{Kind: "openai", Keys: append(more, key)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +186,7 @@ func TestEveryCommandOfTheTextExists(t *testing.T) {
 
 // The configuration in the README is whole.
 func TestTheReadmesConfigurationLoads(t *testing.T) {
-	found := blocks(t, "yaml")
+	found := blocks(t, "README.md", "yaml")
 	if len(found) == 0 {
 		t.Fatal("no YAML in the README")
 	}
