@@ -5,11 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/store"
@@ -104,19 +104,33 @@ func (m *Manager) readAck(ctx context.Context, path, name string, to rotation.ID
 	if err != nil || v.Created.Before(at) { // an agent's own clock must not make it live for ever
 		at = v.Created
 	}
-	if err != nil && now.Sub(at) > ackLife { // it cannot be meant any more
-		return Agent{}, false, nil
-	}
-	if err != nil {
-		return Agent{}, false, fmt.Errorf("%s: the acknowledgement cannot be read: %w", path, err)
+	base := path[strings.LastIndexByte(path, '/')+1:]
+	a := Agent{Name: printable(cmp.Or(string(fields["agent"]), base)), At: at.UTC(), Live: now.Sub(at) <= ackLife}
+	if err != nil { // as long as it can be meant, it may be that of an agent which needs the old version
+		a.Name, a.Reason = printable(base), "its acknowledgement cannot be read"
+		return a, a.Live, nil
 	}
 	k, ok := keys[name]
 	if !ok {
 		return Agent{}, false, nil
 	}
-	a := Agent{Name: cmp.Or(string(fields["agent"]), path[strings.LastIndexByte(path, '/')+1:]), At: at.UTC(), Live: now.Sub(at) <= ackLife}
 	if k.To.Equal(to) {
-		a.To, a.From, a.Reason = k.State, k.From, k.Reason
+		a.To, a.From, a.Reason = k.State, k.From, printable(k.Reason)
 	}
 	return a, true, nil
+}
+
+// printable is a text of somebody else's, fit for a terminal.
+func printable(s string) string {
+	const most = 300
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }

@@ -172,6 +172,7 @@ func (m *Manager) readHalt(ctx context.Context, name string, id rotation.ID) (*r
 	if !h.To.Equal(id) { // of a version before the path was deleted and written anew
 		return nil, nil
 	}
+	h.Reason = printable(h.Reason)
 	return h, nil
 }
 
@@ -213,6 +214,7 @@ func (u *run) take(ctx context.Context, s *situation, e *entry, next step) error
 		e.clear(e.To)
 		return u.save(ctx, e)
 	case movePostpone:
+		e.release()
 		e.fail(e.To, refusal(u.probed.Meaning, u.probed.Status), u.now())
 		return u.save(ctx, e)
 	case moveRetire:

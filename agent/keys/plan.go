@@ -18,6 +18,12 @@ const (
 	unclaimed = 10 * time.Minute
 	// skew is what two readings of the store's clock may differ by.
 	skew = 5 * time.Second
+	// settleTime is how long a provider may refuse a credential that it made itself
+	// a moment ago: some tell their own servers about a new one only by and by.
+	settleTime = 2 * time.Minute
+	// proofPolls is for how many looks into the store an agent may still show that a
+	// version works of which the provider cannot be asked from here.
+	proofPolls = 10
 	// maxProofs is how often a provider that does not answer is asked about a
 	// version that no agent uses yet, before the old one is kept.
 	maxProofs = 6
@@ -140,7 +146,7 @@ func closing(phase rotation.Phase, format string, args ...any) step {
 // verdict ends a rotation whose new version must not, or cannot, be used.
 func (s situation) verdict() (step, bool) {
 	r := s.r
-	if r.To.Created.IsZero() { // nobody can have judged it
+	if r.Phase == rotation.PhaseRequested || r.Phase == rotation.PhaseGenerate { // nobody can have judged it
 		return step{}, false
 	}
 	n, back := r.To.Number, rotation.PhaseRolledBack
@@ -204,7 +210,7 @@ func (s situation) requested(now time.Time) step {
 
 // issuing is a managed rotation whose credential is to be made here.
 func (s situation) issuing(now time.Time) step {
-	if v := s.about(s.r.To); now.Before(v.Next) {
+	if v := s.about(s.r.To); pending(v.Next, now, failMost) {
 		return step{waiting: "another try at the provider at " + clock(v.Next) + ", because the last one failed: " + v.Trouble, next: v.Next}
 	}
 	return step{move: moveIssue}
@@ -241,7 +247,13 @@ func (s situation) generating(now time.Time) step {
 
 // held reports whether somebody else said that he is at it.
 func (s situation) held(now time.Time) bool {
-	return !s.mine && s.r.Holder != "" && now.Before(s.r.HeldUntil)
+	return !s.mine && s.r.Holder != "" && pending(s.r.HeldUntil, now, holdTime)
+}
+
+// pending reports whether a time that a record names is still to come. One further
+// away than anybody sets is none: it would hold a rotation up for ever.
+func pending(at, now time.Time, most time.Duration) bool {
+	return now.Before(at) && at.Sub(now) <= most+skew
 }
 
 func (s situation) hold() step {
@@ -257,12 +269,17 @@ func (s situation) hold() step {
 
 // validating: To is written and takes no traffic yet.
 func (s situation) validating(now time.Time) step {
+	v := s.about(s.r.To)
 	switch {
 	case s.held(now):
 		return s.hold()
+	case now.Before(v.Next):
+		return step{waiting: fmt.Sprintf("the provider to know its new credential (%s); it is asked again at %s", v.Trouble, clock(v.Next)), next: v.Next}
 	case s.probed == nil && s.prober && (s.value || !s.unread):
 		return step{move: moveProbe, due: s.r.HeldUntil}
-	case s.probed != nil && s.probed.Verdict == rotation.VerdictDead:
+	case s.refused() && s.r.Managed && now.Before(s.r.To.Created.Add(settleTime)):
+		return step{move: movePostpone}
+	case s.refused():
 		next := closing(rotation.PhaseRejected, "%s", refusal(s.probed.Meaning, s.probed.Status))
 		next.reject = true
 		return next
@@ -270,11 +287,16 @@ func (s situation) validating(now time.Time) step {
 	return step{move: moveMigrate, due: s.r.HeldUntil}
 }
 
+// refused reports whether the provider said that To does not work.
+func (s situation) refused() bool {
+	return s.probed != nil && s.probed.Verdict == rotation.VerdictDead
+}
+
 // migrating: agents move, as the ramp says, and then the old version's grace runs.
 func (s situation) migrating(now time.Time) step {
 	r := s.r
 	n := r.To.Number
-	if s.probed != nil && s.probed.Verdict == rotation.VerdictDead && len(s.others()) > 0 {
+	if s.refused() && len(s.others()) > 0 {
 		next := closing(rotation.PhaseRolledBack, "%s", refusal(s.probed.Meaning, s.probed.Status))
 		next.reject = true
 		return next
@@ -311,12 +333,15 @@ func (s situation) proving(now, due time.Time) step {
 	v := s.about(s.r.To)
 	can := s.prober && (s.value || !s.unread)
 	switch {
-	case now.Before(v.Next):
+	case pending(v.Next, now, failMost):
 		return step{waiting: fmt.Sprintf("the provider to say whether version %d works (%s); it is asked again at %s", s.r.To.Number, v.Trouble, clock(v.Next)), next: v.Next}
 	case can && s.probed == nil:
 		return step{move: moveProbe, due: due}
 	case can && v.Attempts < maxProofs && (s.probed.Err != nil || s.probed.Status != 0):
 		return step{move: movePostpone}
+	}
+	if last := due.Add(proofPolls * s.poll); now.Before(last) {
+		return step{waiting: fmt.Sprintf("an agent to show that version %d works", s.r.To.Number), next: now.Add(s.poll), due: last}
 	}
 	next := closing(rotation.PhaseDone, "")
 	next.kept = []keep{{s.r.From, fmt.Sprintf("neither an agent nor the provider has shown that version %d works", s.r.To.Number)}}
@@ -326,7 +351,7 @@ func (s situation) proving(now, due time.Time) step {
 // revoking: nobody uses From any more. There is no way back from here.
 func (s situation) revoking(now time.Time) step {
 	from := s.about(s.r.From)
-	if !s.r.From.Zero() {
+	if !s.r.From.Zero() && !s.r.From.Equal(s.r.To) {
 		if next, more := s.end(from, now); more {
 			return next
 		}
@@ -345,7 +370,7 @@ func (s situation) end(v rotation.VersionRecord, now time.Time) (step, bool) {
 		return step{}, false
 	case atProvider && !s.issuer:
 		return step{waiting: fmt.Sprintf("`postern server`, which revokes version %d at the provider%s", v.Number, because(v.Trouble)), due: v.Next}, true
-	case now.Before(v.Next):
+	case pending(v.Next, now, failMost):
 		return step{waiting: fmt.Sprintf("another try to end version %d at %s%s", v.Number, clock(v.Next), because(v.Trouble)), next: v.Next}, true
 	case atProvider:
 		return step{move: moveRevoke, version: v.ID, due: v.Next}, true

@@ -144,8 +144,9 @@ func TestDecide(t *testing.T) {
 		{name: "migrate, unproven, no answer", s: seen(rotation.PhaseMigrate, func(s *situation) {
 			s.r.Validated, s.probed = false, &provider.Result{Err: errors.New("no route")}
 		}), now: 70 * time.Second, move: movePostpone},
-		{name: "migrate, unproven, no way to ask", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.probed = false, &provider.Result{} }), now: 70 * time.Second, move: moveClose, phase: rotation.PhaseDone},
-		{name: "migrate, unproven, nobody asks", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.prober = false, false }), now: 70 * time.Second, move: moveClose, phase: rotation.PhaseDone},
+		{name: "migrate, unproven, no way to ask yet", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.probed = false, &provider.Result{} }), now: 70 * time.Second, text: "an agent to show", next: 75 * time.Second},
+		{name: "migrate, unproven, no way to ask", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.probed = false, &provider.Result{} }), now: 3 * time.Minute, move: moveClose, phase: rotation.PhaseDone},
+		{name: "migrate, unproven, nobody asks", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.prober = false, false }), now: 3 * time.Minute, move: moveClose, phase: rotation.PhaseDone},
 		{name: "migrate, unproven, nothing to lose", s: seen(rotation.PhaseMigrate, func(s *situation) { s.r.Validated, s.md = false, stores(v2) }), now: 70 * time.Second, move: moveRetire},
 		{name: "migrate, proven by an agent", s: seen(rotation.PhaseMigrate, agents(Agent{Live: true, To: rotation.Active}), func(s *situation) { s.r.Validated = false }), now: 70 * time.Second, move: moveRetire},
 
@@ -156,6 +157,10 @@ func TestDecide(t *testing.T) {
 		{name: "revoke, but To is revoked", s: seen(rotation.PhaseRevoke, version(v2, func(v *rotation.VersionRecord) { v.State = rotation.Compromised })), move: moveClose, phase: rotation.PhaseRolledBack},
 		{name: "revoke, destroyed", s: seen(rotation.PhaseRevoke, func(s *situation) { s.md.Versions[0].Destroyed = true }), move: moveClose, phase: rotation.PhaseDone},
 		{name: "revoke, there was none", s: seen(rotation.PhaseRevoke, func(s *situation) { s.r.From, s.md = rotation.ID{}, stores(v2) }), move: moveClose, phase: rotation.PhaseDone},
+		{name: "revoke, From is To", s: seen(rotation.PhaseRevoke, func(s *situation) { s.r.From = v2 }), move: moveClose, phase: rotation.PhaseDone},
+		{name: "revoke, To was never there", s: seen(rotation.PhaseRevoke, unnoted), move: moveClose, phase: rotation.PhaseAbandoned},
+		{name: "held for ever", s: seen(rotation.PhaseValidate, func(s *situation) { s.r.Holder, s.r.HeldUntil = "eve", noon.AddDate(9, 0, 0) }), move: moveProbe},
+		{name: "put off for ever", s: seen(rotation.PhaseRevoke, managed, version(v1, func(v *rotation.VersionRecord) { v.ProviderID, v.Next = "x", noon.AddDate(9, 0, 0) })), move: moveRevoke},
 		{name: "revoke, denied", s: seen(rotation.PhaseRevoke, func(s *situation) { s.denied[v1] = "policy" }), text: "somebody who may destroy version 1 in the store: policy"},
 		{name: "revoke, at the provider", s: seen(rotation.PhaseRevoke, managed, version(v1, func(v *rotation.VersionRecord) { v.ProviderID = "x" })), move: moveRevoke},
 		{name: "revoke, at the provider, not here", s: seen(rotation.PhaseRevoke, version(v1, func(v *rotation.VersionRecord) { v.ProviderID = "x" })), text: "postern server"},

@@ -73,7 +73,7 @@ const failFirst, failMost = 30 * time.Second, time.Hour
 // fail notes an attempt at a version that failed, and when to try again.
 func (e *entry) fail(id rotation.ID, trouble string, now time.Time) {
 	v := e.Version(id)
-	v.Next = now.Add(min(failFirst<<min(v.Attempts, 16), failMost))
+	v.Next = now.Add(min(failFirst<<min(max(v.Attempts, 0), 16), failMost))
 	v.Attempts++
 	v.Trouble = trouble
 }

@@ -229,17 +229,26 @@ func insistOn(ctx context.Context, do func() error) error {
 }
 
 // readOrReplace is readRecord, but puts an empty record in the place of one that
-// cannot be read: agents do not follow such a one either.
+// nobody can read: agents do not follow such a one either.
 func (m *Manager) readOrReplace(ctx context.Context, name string) (_ *entry, warning string, err error) {
 	e, err := m.readRecord(ctx, name)
 	if err == nil {
 		return e, "", nil
 	}
-	_, v, readable := store.GetText(ctx, m.Store, m.Scope.record(name))
-	if readable != nil {
+	path := m.Scope.record(name)
+	warning = fmt.Sprintf("%v; it was replaced", err)
+	_, v, unread := store.GetText(ctx, m.Store, path)
+	switch {
+	case unread == nil: // it makes no sense
+		return &entry{cas: v.Number}, warning, nil
+	case !errors.Is(unread, store.ErrInvalid): // else it is larger than anything that is read
 		return nil, "", err
 	}
-	return &entry{cas: v.Number}, fmt.Sprintf("%v; it was replaced", err), nil
+	md, unseen := m.Store.Metadata(ctx, path)
+	if unseen != nil {
+		return &entry{cas: store.Any}, warning, nil
+	}
+	return &entry{cas: md.Current}, warning, nil
 }
 
 // condemnIn changes a record so that it says what condemn wants.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +161,29 @@ func TestRevokeOverARecordThatMakesNoSense(t *testing.T) {
 		t.Errorf("%q", r.Warnings)
 	}
 	o.gone("openai", "1 compromised destroyed")
+	// Nor does one that is larger than what the store reads, be its versions in sight or not.
+	for n, unseen := range []error{nil, store.ErrForbidden} {
+		o.add("openai", 2+n, Meta{})
+		written := false
+		o.store.wrote = func(method, _ string) error {
+			written = written || method == "rotations"
+			return nil
+		}
+		o.store.read = func(method, path string) error {
+			switch {
+			case path != "rotations/prod/px_acme/openai" || written:
+			case method == "get":
+				return fmt.Errorf("%s: %w", path, store.ErrTooLarge)
+			case method == "metadata":
+				return unseen
+			}
+			return nil
+		}
+		if r := o.revoke("openai", RevokeOptions{}); !slices.Equal(r.Destroyed, []int{2 + n}) || !strings.Contains(r.Warnings[0], "it was replaced") {
+			t.Errorf("%+v", r)
+		}
+		o.store.read, o.store.wrote = nil, nil
+	}
 }
 
 // Killed between any two writes, what the record says is carried out by whoever comes next.

@@ -296,12 +296,31 @@ func TestAManagedRotationThatIsOutrun(t *testing.T) {
 	}
 }
 
-// A credential that the provider itself then refuses is ended there.
+// A provider may take a moment to know its own new credential.
+func TestAManagedVersionThatIsNotKnownYet(t *testing.T) {
+	g, m := requested(t)
+	g.says(100, rotation.VerdictDead)
+	rot, err := g.server("server", m).Advance(t.Context(), "openai")
+	if err != nil || rot.Phase != rotation.PhaseValidate || !strings.Contains(rot.Waiting, "new credential") || rot.Next.IsZero() {
+		t.Errorf("%+v, %v", rot, err)
+	}
+	g.says(100, rotation.VerdictLive)
+	g.pass(rot.Next.Sub(g.clock()))
+	if rot, err = g.server("another", m).Advance(t.Context(), "openai"); err != nil || rot.Phase != rotation.PhaseMigrate || len(m.living()) != 1 {
+		t.Errorf("%+v, %v; living %v", rot, err, m.living())
+	}
+}
+
+// A credential that the provider itself goes on refusing is ended there.
 func TestAManagedVersionThatIsRejected(t *testing.T) {
 	g, m := requested(t)
 	g.says(100, rotation.VerdictDead)
 	s := g.server("server", m)
 	rot, err := s.Advance(t.Context(), "openai")
+	for err == nil && !rot.Closed && !rot.Next.IsZero() {
+		g.pass(rot.Next.Sub(g.clock()))
+		rot, err = s.Advance(t.Context(), "openai")
+	}
 	if err != nil || rot.Phase != rotation.PhaseRejected || len(m.living()) > 0 || !slices.Equal(g.readable(), []int{1, 2}) {
 		t.Errorf("%+v, %v; living %v, readable %v", rot, err, m.living(), g.readable())
 	}

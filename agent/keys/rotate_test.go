@@ -1,12 +1,14 @@
 package keys
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/rotation"
 )
 
@@ -125,7 +127,7 @@ func TestARejectedKey(t *testing.T) {
 	}
 }
 
-// Agents ask the provider too, and may be the first who know.
+// Where the provider cannot be asked by whoever rotates, agents are the first who know.
 func TestAnAgentIsTheFirstToReject(t *testing.T) {
 	g := newStage(t)
 	g.strict = true
@@ -135,10 +137,36 @@ func TestAnAgentIsTheFirstToReject(t *testing.T) {
 	ada := g.process("ada")
 	ada.Probe = nil
 	rot, err := ada.Rotate(t.Context(), "openai", g.value(key(2)), RotateOptions{})
-	if !errors.Is(err, ErrRejected) || !strings.Contains(err.Error(), "agent one rejected version 2") || rot.Phase != rotation.PhaseRejected || !rot.Closed {
+	if err == nil || !strings.Contains(err.Error(), "agent one rejected version 2") || rot.Phase != rotation.PhaseRolledBack || !rot.Closed {
 		t.Errorf("%+v, %v", rot, err)
 	}
-	if r := g.record(); r.Version(r.To).State != rotation.Rejected || !r.StartedAt.IsZero() {
+	if r := g.record(); r.Version(r.To).State != rotation.Rejected {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A version that agents halted without any rotation is not the one that is in use.
+func TestTheVersionInUse(t *testing.T) {
+	g := newStage(t)
+	g.add(1)
+	g.add(2)
+	v := g.metadata().Versions[1]
+	g.veto(rotation.ID{Number: 2, Created: v.Created}, "refused where the other one was not")
+	rot, err := g.process("ada").Rotate(t.Context(), "openai", g.value(key(3)), RotateOptions{})
+	if err != nil || rot.From != 1 || rot.To != 3 {
+		t.Errorf("%+v, %v", rot, err)
+	}
+}
+
+// Whoever interrupts an operation has not undone what it did: the entry is written all the same.
+func TestAnEntryOutlivesTheCaller(t *testing.T) {
+	ada := newStage(t).process("ada")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if w := ada.record(ctx, audit.Event{Event: EventRollback, Key: "openai", Outcome: OutcomeOK}); w != "" || len(ada.book.told()) != 1 {
+		t.Errorf("%q", w)
+	}
+	if err := ada.intend(ctx, audit.Event{Event: EventMigrate, Key: "openai"}); err == nil {
+		t.Error("what has not begun yet does not begin")
 	}
 }

@@ -315,6 +315,8 @@ func TestStatesOfARotation(t *testing.T) {
 		"the new one revoked":            {with(rec(rotation.PhaseRolledBack, time.Second), rotation.VersionRecord{ID: id(3), State: rotation.Compromised}), []int{3}, nil, "3 compromised 0, 2 active 100, 1 older 0"},
 		"all revoked":                    {with(rec(rotation.PhaseDone, time.Hour), rotation.VersionRecord{ID: id(3), State: rotation.Compromised}, rotation.VersionRecord{ID: id(2), State: rotation.Compromised}, rotation.VersionRecord{ID: id(1), State: rotation.Compromised}), []int{3}, nil, "3 compromised 0, 2 compromised 0, 1 compromised 0"},
 		"only the new one is left":       {rec(rotation.PhaseValidate, 0), []int{1, 2}, nil, "3 active 100, 2 destroyed 0, 1 destroyed 0"},
+		"nothing to take over from":      {nil, []int{1, 2}, rotation.Ramp{{Weight: 10, For: 8 * time.Hour}}, "3 active 100, 2 destroyed 0, 1 destroyed 0"},
+		"left alone during the ramp":     {rec(rotation.PhaseMigrate, time.Second), []int{1, 2}, nil, "3 active 100, 2 destroyed 0, 1 destroyed 0"},
 		"nothing is left":                {nil, []int{1, 2, 3}, nil, "3 destroyed 0, 2 destroyed 0, 1 destroyed 0"},
 		"retired, and not destroyed":     {with(&rotation.Record{}, rotation.VersionRecord{ID: id(2), State: rotation.Retired}), nil, nil, "3 active 100, 2 retired 0, 1 older 0"},
 		"a number that was given up":     {young, nil, nil, "3 active 100, 2 older 0, 1 older 0"},

@@ -19,8 +19,9 @@ type Record struct {
 	From, To ID
 	Ramp     Ramp
 	Grace    time.Duration
-	// StartedAt is when the ramp begins. Until then, and while it is zero, To
-	// is made ready but takes no traffic, unless nothing else is usable.
+	// StartedAt is when the ramp begins. Until then To is made ready but takes no
+	// traffic, unless nothing else is usable. While it is zero agents do not even
+	// ask the provider about To: whoever rotates does, on behalf of all.
 	StartedAt time.Time
 	// Validated says that To was probed: agents need not.
 	Validated bool

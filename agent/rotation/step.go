@@ -188,6 +188,8 @@ func (s *step) task(v *Version) task {
 	switch {
 	case !v.Loaded:
 		return toLoad
+	case usable && s.Record.about(v.ID) && !s.Record.Closed && s.Record.StartedAt.IsZero():
+		return toWait // whoever rotates asks the provider, on behalf of all agents
 	case !live && (usable || !v.probed):
 		return toProbe
 	case usable && s.held(v.ID, s.now):

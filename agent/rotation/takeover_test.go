@@ -307,7 +307,7 @@ func TestARecordHoldsItsVersionUntilItStarts(t *testing.T) {
 	s.record = &Record{From: s.id(1), To: ID{Number: 2}, Grace: time.Hour, Ramp: Ramp{{20, time.Minute}}}
 	s.write()
 	s.observe()
-	s.told("load 2", "probe 2")
+	s.told("load 2")
 	s.observe().pass(time.Hour).told()
 	s.shares("1:100")
 	if !s.k.Open(s.now) {
@@ -316,7 +316,7 @@ func TestARecordHoldsItsVersionUntilItStarts(t *testing.T) {
 	started := *s.record
 	started.StartedAt, started.To = s.now.Add(10*time.Second), s.id(2)
 	s.record = &started
-	s.observe().told()
+	s.observe().told("probe 2")
 	s.pass(10*time.Second).told("audit 2", "promoted 2")
 	s.shares("2:20 1:80")
 	s.pass(time.Minute).shares("2:100 1:0")

@@ -324,6 +324,35 @@ func TestStuckKeys(t *testing.T) {
 	})
 }
 
+// Nor do keys that the store never answers about.
+func TestAStoreThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHall(t)
+		for n := range 2 * workers {
+			h.add("px_a", fmt.Sprint("stuck", n), "openai", 0)
+		}
+		h.add("px_b", "fine", "openai", 0)
+		h.run(hanging{h.store})
+		if _, err := h.manager(h.store, "px_b").Rotate(t.Context(), "fine", nil, keys.RotateOptions{Managed: true}); err != nil {
+			t.Fatal(err)
+		}
+		elapse(30 * time.Minute)
+		if rot := h.status("px_b", "fine"); rot.Phase != rotation.PhaseDone {
+			t.Errorf("%+v", rot)
+		}
+	})
+}
+
+type hanging struct{ store.Store }
+
+func (h hanging) Get(ctx context.Context, path string, version int) (*store.Secret, error) {
+	if strings.Contains(path, "stuck") {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return h.Store.Get(ctx, path, version)
+}
+
 // A key that fails is tried again, ever less often, and told of once.
 func TestAKeyThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -6,6 +6,11 @@
 // The server's own rights are for what nobody asked for in person: the steps of
 // rotations, the issuers' credentials, reading a key to validate it, and the
 // record of denials.
+//
+// A key goes from a request's body straight into the arena, and the body is
+// wiped. A token comes as a header, which net/http makes a string of: that, and
+// what stays in a connection's buffers, is left to the garbage collector, in a
+// process that cannot be dumped.
 package server
 
 import (
@@ -189,6 +194,15 @@ func (s *Server) makeIssuers() error {
 		s.issuers[c.Provider] = is
 	}
 	return nil
+}
+
+// issuerOptions are those that the configuration gives.
+func issuerOptions(c config.Issuer) issuer.Options {
+	return issuer.Options{
+		Kind: c.Kind, BaseURL: c.BaseURL, Project: c.Project,
+		Subscription: c.Subscription, ResourceGroup: c.ResourceGroup, Account: c.Account, LoginURL: c.LoginURL, Spare: c.Spare,
+		Path: c.Path, Field: c.Field,
+	}
 }
 
 // Start listens and serves. It returns once the listener stands; until Vault has

@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,29 @@ func TestWhatTheServerRefuses(t *testing.T) {
 	env := func(string) string { return "http2debug=2" }
 	if _, err := New(Options{Config: parsed(t, dir, away), Log: io.Discard, Getenv: env}); err == nil || !strings.Contains(err.Error(), "GODEBUG") {
 		t.Errorf("GODEBUG: %v", err)
+	}
+}
+
+// What the configuration says of an issuer reaches it, whatever is added to either.
+func TestIssuersAreAsConfigured(t *testing.T) {
+	var c config.Issuer
+	given := reflect.ValueOf(&c).Elem()
+	for i := range given.NumField() {
+		given.Field(i).SetString(given.Type().Field(i).Name)
+	}
+	got, compared := reflect.ValueOf(issuerOptions(c)), 0
+	for f := range given.Type().Fields() {
+		o := got.FieldByName(f.Name)
+		if !o.IsValid() {
+			continue // it is said by another member
+		}
+		compared++
+		if o.String() != f.Name {
+			t.Errorf("%s is lost", f.Name)
+		}
+	}
+	if compared < 10 {
+		t.Errorf("only %d fields compared", compared)
 	}
 }
 
