@@ -91,7 +91,7 @@ func TestEveryProviderIsDocumented(t *testing.T) {
 	same(t, "docs/CONFIGURATION.md", strings.Split(strings.Join(strings.Fields(m[1]), ""), ","), there)
 }
 
-// Every example loads, as an agent would load it; those that need no Vault are
+// Every example loads, as an agent or a server would load it; those that need no Vault are
 // run through `postern check`.
 func TestEveryExampleLoads(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*"))
@@ -120,7 +120,11 @@ func TestEveryExampleLoads(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.ValidateAgent(); err != nil {
+			valid := c.ValidateAgent
+			if c.Server != nil {
+				valid = c.ValidateServer
+			}
+			if err := valid(); err != nil {
 				t.Error(err)
 			}
 			if !strings.HasPrefix(string(text), "# ") {
