@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -426,8 +427,8 @@ func TestWhatCannotBeRotated(t *testing.T) {
 		"a ramp of nonsense": {"openai", key(2), RotateOptions{Ramp: &rotation.Ramp{{Weight: 120}}}, "ramp[0].weight"},
 		"a negative grace":   {"openai", key(2), RotateOptions{Grace: new(-time.Second)}, "grace"},
 	} {
-		v := g.value("0123456789abcdef")
-		if v = nil; c.value != "" {
+		var v *secret.Value
+		if c.value != "" {
 			v = g.value(c.value)
 		}
 		if _, err := ada.Rotate(t.Context(), c.name, v, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
