@@ -45,10 +45,13 @@ var rooms = map[string][]arrow{
 		{"agent/provider", "the probe's result"}, {"agent/redact", "is told first"}, {"agent/audit", "records promotions"}, {"agent/secret", "values on their way"},
 	},
 	"agent/clientenv": {{"agent/provider/spec", "which variables SDKs read"}},
-	"agent/upstream":  {},
-	"agent/proxy/h1":  {},
-	"agent/mitm":      {},
-	"agent/admin":     {{"agent/secret", "the arena's gauges"}},
+	"agent/webhook": {
+		{"config", "what it writes the agent must be able to read"}, {"agent/clientenv", "the application's variables"},
+	},
+	"agent/upstream": {},
+	"agent/proxy/h1": {},
+	"agent/mitm":     {},
+	"agent/admin":    {{"agent/secret", "the arena's gauges"}},
 	"agent/proxy": {
 		{"agent/keyring", "picks a version"}, {"agent/provider", "attaches it"}, {"agent/provider/spec", "error shapes and hosts"},
 		{"agent/redact", "scrubs answers"}, {"agent/upstream", "dials"}, {"agent/audit", "records refusals"}, {"agent/proxy/h1", "strict framing"},
@@ -66,6 +69,7 @@ var rooms = map[string][]arrow{
 		{"agent/redact", "scrubs logs and answers"}, {"agent/rotation", "ramps and phases"}, {"agent/secret", "tokens and keys on their way"},
 		{"agent/store", "why a store refused"}, {"agent/store/vault", "one store for each caller's token"},
 	},
+	"cmd/postern-injector": {{"agent/webhook", "decides; it answers, never the agent"}},
 	"cmd/postern": {
 		{"agent", "runs it"}, {"agent/audit", "verify and show"}, {"agent/clientenv", "exec's environment"}, {"agent/keys", "the keys commands"},
 		{"agent/provider/fake", "the demo's provider"}, {"agent/secret", "reads keys into the arena"}, {"config", "reads it"},
@@ -83,6 +87,9 @@ var forbidden = map[string]string{
 	"net/http/pprof":    "it would put heap contents behind a URL",
 	"expvar":            "it would put the command line behind a URL",
 }
+
+// kubernetes is where those libraries may be.
+var kubernetes = []string{"agent/webhook", "cmd/postern-injector"}
 
 // mayTest are the packages that tests import.
 var mayTest = map[string]bool{"agent/store/storetest": true}
@@ -139,7 +146,8 @@ func TestArrows(t *testing.T) {
 func checkImport(t *testing.T, room, imp string, allowed []arrow) {
 	t.Helper()
 	for prefix, why := range forbidden {
-		if (imp == prefix || strings.HasSuffix(prefix, "/") && strings.HasPrefix(imp, prefix)) && !(mayTest[room] && strings.Contains(why, "test code")) {
+		if (imp == prefix || strings.HasSuffix(prefix, "/") && strings.HasPrefix(imp, prefix)) && !(mayTest[room] && strings.Contains(why, "test code")) &&
+			!(slices.Contains(kubernetes, room) && strings.Contains(prefix, "k8s.io/")) {
 			t.Errorf("%s imports %s: %s", room, imp, why)
 		}
 	}
@@ -159,6 +167,19 @@ func TestDataPathCannotReachTheStore(t *testing.T) {
 	for _, dep := range strings.Fields(string(out)) {
 		if strings.HasPrefix(dep, module+"/agent/store") || strings.HasPrefix(dep, "github.com/hashicorp/vault") {
 			t.Errorf("agent/proxy depends on %s: keys reach the data path through the keyring only", dep)
+		}
+	}
+}
+
+// Whoever runs the agent or an operator's command must not carry a Kubernetes client about.
+func TestAgentLinksNothingOfKubernetes(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "../cmd/postern").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	for _, dep := range strings.Fields(string(out)) {
+		if strings.HasPrefix(dep, "k8s.io/") || strings.HasPrefix(dep, "sigs.k8s.io/") || strings.HasPrefix(dep, module+"/agent/webhook") {
+			t.Errorf("cmd/postern depends on %s: %s", dep, forbidden["k8s.io/"])
 		}
 	}
 }

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+var testOptions = options{service: "postern-injector", namespace: "postern", certSecret: "certs", configuration: "postern-injector"}
+
+func replica(k *kube, now *time.Time) *certs {
+	c := newCerts(testOptions, k, quiet(), newMetrics())
+	c.now = func() time.Time { return *now }
+	return c
+}
+
+// trusts reports whether an API server with this bundle accepts what a replica serves.
+func trusts(t *testing.T, bundle []byte, c *certs, now time.Time) bool {
+	t.Helper()
+	cert, err := c.certificate(&tls.ClientHelloInfo{})
+	if err != nil {
+		return false
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle)
+	_, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "postern-injector.postern.svc", CurrentTime: now})
+	return err == nil
+}
+
+// Over six years of two replicas that look at different times, an API server that
+// learns of a new bundle a minute late trusts both at every moment.
+func TestCertificatesRollWithoutAGap(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	one, two := replica(k, &now), replica(k, &now)
+	tick := func(c *certs) {
+		if err := c.tick(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tick(one)
+	tick(two)
+	late := api.bundles["pods.postern.dev"]
+	cas, leaves := map[string]bool{}, map[string]bool{}
+	for step := 0; now.Year() < 2032; step++ {
+		for range 6 { // after each long pause a few short ones, in which the steps happen
+			now = now.Add(time.Minute)
+			if step%2 == 0 {
+				tick(one)
+			}
+			if !trusts(t, late, one, now) || !trusts(t, late, two, now) {
+				t.Fatalf("%v: a replica serves what an API server does not trust", now)
+			}
+			tick(two)
+			if !trusts(t, late, one, now) || !trusts(t, late, two, now) {
+				t.Fatalf("%v: a replica serves what an API server does not trust", now)
+			}
+			tick(one)
+			late = api.bundles["pods.postern.dev"]
+		}
+		p := parsePKI(api.secret.Data)
+		cas[p.ca.cert.SerialNumber.String()], leaves[p.leaf.cert.SerialNumber.String()] = true, true
+		if n := len(p.old); n > 1 {
+			t.Fatalf("%d old CAs are kept", n)
+		}
+		now = now.Add(6 * 24 * time.Hour)
+	}
+	if len(cas) < 4 || len(leaves) < 40 {
+		t.Errorf("%d CAs and %d certificates in six years", len(cas), len(leaves))
+	}
+}
+
+func TestAReplicaServesOnlyWhatIsPublished(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Now()
+	c := replica(k, &now)
+	if c.notReady(now) == "" {
+		t.Error("ready without a certificate")
+	}
+	api.bundles = nil // the configuration has no webhook yet
+	if err := c.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if c.notReady(now) == "" {
+		t.Error("ready although no webhook trusts it")
+	}
+	api.mu.Lock()
+	api.bundles = map[string][]byte{"pods.postern.dev": nil}
+	api.mu.Unlock()
+	if err := c.tick(context.Background()); err != nil || c.notReady(now) != "" {
+		t.Errorf("%v, %s", err, c.notReady(now))
+	}
+	before := api.patches
+	for range 3 {
+		c.tick(context.Background())
+	}
+	if api.patches != before {
+		t.Error("an unchanged bundle is written again")
+	}
+	if c.notReady(now.Add(10*365*24*time.Hour)) == "" {
+		t.Error("ready with an expired certificate")
+	}
+}
+
+func TestARaceForTheSecretIsSettled(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Now()
+	api.conflicts = 2
+	one, two := replica(k, &now), replica(k, &now)
+	if err := one.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := two.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	a, b := one.serving.Load(), two.serving.Load()
+	if string(a.Certificate[0]) != string(b.Certificate[0]) {
+		t.Error("two replicas serve two certificates")
+	}
+}
+
+// A Secret without data is what the chart renders; rubbish and expired ones are made anew at once.
+func TestWhatIsOfNoUseIsReplaced(t *testing.T) {
+	old := time.Now().Add(-10 * 365 * 24 * time.Hour)
+	ca, _ := makeCA(old)
+	leaf, _ := makeLeaf(old, ca, []string{"postern-injector.postern.svc"})
+	expired, err := pki{ca: ca, leaf: leaf, old: []*x509.Certificate{ca.cert}}.data()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, _ := makeCA(time.Now())
+	foreign, _ := makeLeaf(time.Now(), fresh, []string{"another.example"})
+	other, _ := pki{ca: fresh, leaf: foreign}.data()
+	for name, data := range map[string]map[string][]byte{
+		"none": nil, "rubbish": {keyCA: []byte("x"), keyLeaf: []byte("y"), keyOld: []byte("z")}, "expired": expired, "another name": other,
+		"key lost": {keyCA: expired[keyCA]},
+	} {
+		api, k := newAPI(t)
+		api.secret = &corev1.Secret{Data: data}
+		now := time.Now()
+		c := replica(k, &now)
+		if err := c.tick(context.Background()); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !trusts(t, api.bundles["namespaces.postern.dev"], c, now) || c.notReady(now) != "" {
+			t.Errorf("%s: what is served is not trusted", name)
+		}
+		if n := countCerts(api.bundles["pods.postern.dev"]); n != 1 {
+			t.Errorf("%s: %d CAs are trusted", name, n)
+		}
+	}
+}
+
+func countCerts(text []byte) (n int) {
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return n
+		}
+		n, text = n+1, rest
+	}
+}
+
+func TestAnUnreachableAPIChangesNothing(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Now()
+	c := replica(k, &now)
+	if err := c.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	api.mu.Lock()
+	api.down = true
+	api.mu.Unlock()
+	if err := c.tick(context.Background()); err == nil {
+		t.Error("no error")
+	}
+	if c.notReady(now) != "" {
+		t.Error("no longer ready")
+	}
+}
