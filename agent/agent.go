@@ -182,10 +182,13 @@ func keyPatterns(c *config.Config) []string {
 	return out
 }
 
-// Masked is a text without what has the form of a provider key: for messages
-// that repeat what somebody typed.
+// VaultTokens is what Vault's tokens look like, wherever they stand in a text.
+const VaultTokens = `\bhv[sbr]\.[A-Za-z0-9_-]{20,}`
+
+// Masked is a text without what has the form of a provider key or of a Vault
+// token: for messages that repeat what somebody typed.
 func Masked(text string) string {
-	s, err := redact.New(redact.Options{Patterns: keyPatterns(&config.Config{})})
+	s, err := redact.New(redact.Options{Patterns: append(keyPatterns(&config.Config{}), VaultTokens)})
 	if err != nil {
 		return "(this message cannot be shown)"
 	}

@@ -25,8 +25,8 @@ import (
 //
 // An id is the slot and the beginning of the key's digest, as in
 // key1-0123456789abcdef, because a slot alone is soon another key's: Revoke of
-// one that is no longer in its slot changes nothing. An id that is a slot alone
-// (key1, written down by a person) is taken at its word.
+// one that is no longer in its slot changes nothing. An id may be a slot alone
+// (key1, written down by a person). Revoke takes either at its word: Check first.
 //
 // regenerateKey takes {"keyName": "Key1"} and answers {"key1": …, "key2": …}, as
 // listKeys does; see

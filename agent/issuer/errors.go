@@ -18,7 +18,7 @@ import (
 // Error is what went wrong at a vendor, or on the way there. It holds nothing
 // of what the vendor wrote but its own name for the mistake.
 type Error struct {
-	// Reason is ErrUnsupported, ErrRefused or ErrLimited.
+	// Reason is ErrUnsupported, ErrRefused, ErrLimited or ErrForeign.
 	Reason error
 	// Status is the answer's; 0 where there was none.
 	Status int

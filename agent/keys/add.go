@@ -92,6 +92,9 @@ func (m *Manager) mayAdd(ctx context.Context, name string, value *secret.Value, 
 	if shape != nil {
 		return nil, fmt.Errorf("the key of %s: %w", name, shape)
 	}
+	if err := notIn(value, meta.Label, meta.Provider, meta.Service); err != nil {
+		return nil, err
+	}
 	a := &adding{path: m.Scope.Path(name), next: 1}
 	md, err := m.Store.Metadata(ctx, a.path)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {

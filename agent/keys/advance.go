@@ -123,7 +123,9 @@ func (u *run) look(ctx context.Context) (*situation, *entry, error) {
 	if !s.open() || e.To.Created.IsZero() || e.Phase == rotation.PhaseRevoke {
 		return s, e, nil
 	}
-	if s.halt, err = u.readHalt(ctx, u.name, e.To); err != nil {
+	if s.halt, err = u.readHalt(ctx, u.name, e.To); errors.Is(err, errNoHalt) {
+		u.warn("%v", err)
+	} else if err != nil {
 		if !softly(err) {
 			return nil, nil, err
 		}
@@ -155,6 +157,10 @@ func (u *run) issuerOf(s *situation) issuer.Issuer {
 	return u.Issuer(s.provider())
 }
 
+// errNoHalt: something stands in a halt's place that is none. Agents do without
+// it, and nobody has the right to remove it.
+var errNoHalt = errors.New("the halt cannot be read")
+
 // readHalt returns the halt of exactly this version, nil if there is none.
 func (m *Manager) readHalt(ctx context.Context, name string, id rotation.ID) (*rotation.Halt, error) {
 	path := fmt.Sprintf("%s%s-%d", m.Scope.halts(), name, id.Number)
@@ -162,12 +168,15 @@ func (m *Manager) readHalt(ctx context.Context, name string, id rotation.ID) (*r
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil
 	}
+	var h *rotation.Halt
+	if err == nil {
+		h, err = rotation.DecodeHalt(fields)
+	}
+	if err != nil && (fields != nil || errors.Is(err, store.ErrTooLarge)) {
+		return nil, fmt.Errorf("%s: %w: %w", path, errNoHalt, err)
+	}
 	if err != nil {
 		return nil, err
-	}
-	h, err := rotation.DecodeHalt(fields)
-	if err != nil {
-		return nil, fmt.Errorf("%s: the halt cannot be read: %w", path, err)
 	}
 	if !h.To.Equal(id) { // of a version before the path was deleted and written anew
 		return nil, nil

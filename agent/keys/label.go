@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -77,6 +79,21 @@ func checkText(what, s string) error {
 	}
 	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return fmt.Errorf("%s %q: has a character that cannot be shown", what, s)
+	}
+	return nil
+}
+
+// notIn refuses texts that are written down in clear and hold the key itself,
+// whatever form it has.
+func notIn(value *secret.Value, texts ...string) error {
+	held := false
+	value.Use(func(b []byte) {
+		for _, t := range texts {
+			held = held || bytes.Contains([]byte(t), b)
+		}
+	})
+	if held {
+		return errors.New("the key itself stands in what would be written down in clear (label, provider, service, reason or idempotency key); write it without")
 	}
 	return nil
 }

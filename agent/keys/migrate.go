@@ -160,7 +160,7 @@ func (u *run) destroy(ctx context.Context, e *entry, id rotation.ID) error {
 	} else {
 		v := e.Version(id)
 		v.Destroyed, v.Attempts, v.Next = true, 0, time.Time{}
-		if !strings.HasPrefix(v.Trouble, byHand) { // which is no less true now
+		if !strings.HasPrefix(v.Trouble, byHand) && !strings.HasPrefix(v.Trouble, foreign) { // which is no less true now
 			v.Trouble = ""
 		}
 	}

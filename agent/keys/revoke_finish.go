@@ -88,13 +88,13 @@ func (m *Manager) revokeAtProvider(ctx context.Context, providerName, name strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, providerTime)
 	defer cancel()
-	err := iss.Revoke(ctx, v.ProviderID)
+	err := m.endAtProvider(ctx, iss, name, v.ProviderID)
 	if err == nil {
 		v.Revoked, v.Trouble = true, ""
 		return true, ""
 	}
 	m.failed(v, err)
-	if errors.Is(err, issuer.ErrUnsupported) || errors.Is(err, issuer.ErrRefused) {
+	if errors.Is(err, issuer.ErrUnsupported) || errors.Is(err, issuer.ErrRefused) || errors.Is(err, issuer.ErrForeign) {
 		v.Next = m.Store.Now().Add(troubleMost) // somebody has to do something first
 		return true, fmt.Sprintf("version %d of %s is not revoked at %s: %v; revoke it there by hand", v.Number, name, providerName, err)
 	}
@@ -103,7 +103,7 @@ func (m *Manager) revokeAtProvider(ctx context.Context, providerName, name strin
 
 // failed notes an attempt that failed, and when the next one is due.
 func (m *Manager) failed(v *rotation.VersionRecord, err error) {
-	v.Next = m.Store.Now().Add(min(troubleFirst<<min(v.Attempts, 16), troubleMost))
+	v.Next = m.Store.Now().Add(min(troubleFirst<<min(max(v.Attempts, 0), 16), troubleMost))
 	v.Attempts++
 	v.Trouble = err.Error()
 }

@@ -113,7 +113,10 @@ func (u *run) mayRotate(o *RotateOptions) error {
 	case o.Managed:
 		return nil
 	}
-	return u.shaped()
+	if err := u.shaped(); err != nil {
+		return err
+	}
+	return notIn(u.value, o.Reason, o.IdempotencyKey)
 }
 
 // shaped says whether the value in hand can be a key.

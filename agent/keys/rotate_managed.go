@@ -112,6 +112,10 @@ func (u *run) make(ctx context.Context, at issuer.Issuer, e *entry, before int) 
 			current = v.ProviderID
 		}
 	}
+	current, err := u.replaceable(ctx, at, current)
+	if err != nil {
+		return nil, err
+	}
 	issued, err := at.Create(ctx, issuer.Request{Label: u.label(u.name, e.To.Number), Current: current})
 	if err != nil {
 		return nil, err
@@ -158,18 +162,25 @@ func (u *run) outrun(ctx context.Context, s *situation, e *entry, at issuer.Issu
 	return u.close(ctx, s, e, closing(rotation.PhaseAbandoned, "somebody wrote version %d by hand at the same time", e.To.Number))
 }
 
-// byHand begins what is said of a credential that only a person can end.
-const byHand = "the provider has no request that ends "
+// What is said of a credential that only a person can end begins with one of these.
+const (
+	byHand  = "the provider has no request that ends "
+	foreign = "nothing was ended at the provider: "
+)
 
 // revokeAtProvider ends the provider's side of a version.
 func (u *run) revokeAtProvider(ctx context.Context, s *situation, e *entry, id rotation.ID) error {
 	at := u.issuerOf(s)
 	v := e.Version(id)
 	event := audit.Event{Event: EventRetire, Key: u.name, Version: id.Number, Outcome: OutcomeOK, Detail: map[string]string{"at": "provider", "provider_id": v.ProviderID}}
-	err := at.Revoke(ctx, v.ProviderID)
+	err := u.endAtProvider(ctx, at, u.name, v.ProviderID)
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return err
+	case errors.Is(err, issuer.ErrForeign):
+		v.Trouble = foreign + err.Error()
+		v.ProviderID, v.Attempts, v.Next = "", 0, time.Time{}
+		event.Outcome, event.Reason = OutcomeFailed, v.Trouble
 	case errors.Is(err, issuer.ErrUnsupported):
 		v.Trouble = byHand + v.ProviderID + ": do it there by hand"
 		v.ProviderID, v.Attempts, v.Next = "", 0, time.Time{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -190,29 +191,50 @@ func (p *prober) narrow(ctx context.Context, lo, last uint64, seqs []uint64) (ta
 	return last, last, false, nil
 }
 
-// gallop returns a taken place (or from) and a free one after it.
+// gallop returns a taken place (or from) and a free one after it. Where it looks
+// is left to chance: somebody who may append could take the places that are known
+// to be looked at, and then nobody would find an end. One free place may be what
+// somebody removed; the end it is where a second one near it is free too.
 func (p *prober) gallop(ctx context.Context, from uint64) (lo, hi uint64, err error) {
 	lo = from
 	step := uint64(1)
 	for batch := 1; ; batch = min(2*batch, 8) {
-		var seqs []uint64
+		var spans, seqs []uint64
 		for range batch {
 			if from+step > lastPlace {
 				break
 			}
-			seqs = append(seqs, from+step)
+			spans = append(spans, step)
+			seqs = append(seqs, within(from, step))
 			step *= 2
 		}
 		if len(seqs) == 0 {
-			return 0, 0, fmt.Errorf("no end was found up to entry %d: %w", lo, store.ErrInvalid)
+			return lo, lastPlace + 1, nil // where nothing can be
 		}
-		taken, free, found, err := p.narrow(ctx, lo, seqs[len(seqs)-1], seqs)
-		if err != nil || found {
-			return taken, free, err
+		if err := p.look(ctx, seqs); err != nil {
+			return 0, 0, err
 		}
-		lo = taken
+		for i, seq := range seqs {
+			if !p.seen[seq].there {
+				near := seq
+				if step := spans[i]; step > 1 {
+					near = min(from+step+(seq-from-step+1+rand.N(step-1))%step, lastPlace)
+				}
+				if err := p.look(ctx, []uint64{near}); err != nil {
+					return 0, 0, err
+				}
+				if !p.seen[near].there {
+					return lo, seq, nil
+				}
+				seq = near
+			}
+			lo = seq
+		}
 	}
 }
+
+// within is one of the step places from from+step on.
+func within(from, step uint64) uint64 { return min(from+step+rand.N(step), lastPlace) }
 
 // bisect returns the taken place before a free one, between one that is taken and one that is free.
 func (p *prober) bisect(ctx context.Context, lo, hi uint64) (uint64, error) {

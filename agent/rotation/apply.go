@@ -31,6 +31,9 @@ func (e Observed) apply(s *step) {
 			case Compromised:
 				s.compromise(v.ID)
 			case Rejected:
+				if known := s.find(v.ID); known != nil {
+					known.decided = true
+				}
 				s.veto(v.ID, "rejected by the rotation record")
 			}
 		}

@@ -88,7 +88,11 @@ type Expired struct {
 type Action interface{ action() }
 
 // Load reads a version's value into memory and makes it known to redaction first.
-type Load struct{ ID ID }
+// Halted: a halt stands against it and is ignored, because there is nothing else.
+type Load struct {
+	ID     ID
+	Halted bool
+}
 
 // Probe asks the provider about a loaded version. It may be put off by up to
 // Spread, so that many agents do not ask at once.

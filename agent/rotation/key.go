@@ -40,6 +40,7 @@ type Version struct {
 
 	probed     bool // a probe answered since it was loaded, be it with VerdictUnknown
 	overruled  bool // a halt was ignored because nothing else was usable
+	decided    bool // a record says Rejected: whatever else there is, it stays out
 	rejections int
 	retry      time.Time // when a Rejected one may be tried again, if nothing is usable
 
@@ -145,7 +146,7 @@ func (k Key) Wake(now time.Time) time.Time {
 			at(v.Since.Add(k.Plan.Grace))
 		case v.task != toWait && !v.busy:
 			at(v.next)
-		case v.State == Rejected && v.Readable && !v.Halted && !k.Usable():
+		case v.State == Rejected && v.Readable && (!v.Halted || k.last(v)) && !k.Usable():
 			at(v.retry)
 		}
 	}
@@ -176,6 +177,13 @@ func (k *Key) recorded() Plan {
 
 // held reports whether a record says that the version's time has not come.
 func (k *Key) held(id ID, now time.Time) bool { return k.Record.about(id) && k.Record.holds(now) }
+
+// last reports whether a version may come in although a halt stands against it:
+// nothing was ever usable here, so that agents which were running already, and did
+// not obey a halt against all they had, may be using it.
+func (k *Key) last(v Version) bool {
+	return k.To.Zero() && v.State == Rejected && v.Halted && !v.decided
+}
 
 func (k *Key) find(id ID) *Version {
 	for i := range k.Versions {

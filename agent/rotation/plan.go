@@ -41,8 +41,14 @@ func (r Ramp) Length() time.Duration {
 	return sum
 }
 
-// Check refuses weights that are no percentage and times that run backwards.
+// maxSteps is how many steps a ramp may have: agents look at all of them again and again.
+const maxSteps = 100
+
+// Check refuses weights that are no percentage, times that run backwards, and too many steps.
 func (r Ramp) Check() error {
+	if len(r) > maxSteps {
+		return fmt.Errorf("ramp: has %d steps; at most %d are allowed", len(r), maxSteps)
+	}
 	for i, s := range r {
 		if s.Weight < 1 || s.Weight > 100 {
 			return fmt.Errorf("ramp[%d].weight: %d is not between 1 and 100", i, s.Weight)

@@ -117,7 +117,7 @@ func (s *step) advance() {
 	c.busy = true
 	switch c.task {
 	case toLoad:
-		s.begun = append(s.begun, Load{c.ID})
+		s.begun = append(s.begun, Load{c.ID, c.overruled && !c.decided})
 	case toProbe:
 		var spread time.Duration
 		if c.attempts > 0 {
@@ -133,7 +133,7 @@ func (s *step) advance() {
 // than To. While nothing is usable it may also be one that was rejected before.
 func (s *step) candidate() *Version {
 	usable := s.Usable()
-	var again *Version
+	var again, last *Version
 	tried := 0
 	for i := range s.Versions {
 		v := &s.Versions[i]
@@ -149,7 +149,15 @@ func (s *step) candidate() *Version {
 			return s.base(v)
 		case v.State == Rejected && !usable && !v.Halted && !s.now.Before(v.retry) && again == nil:
 			again = v
+		case last == nil && s.last(*v) && !s.now.Before(v.retry):
+			last = v
 		}
+	}
+	if again == nil && last != nil {
+		last.Halted, last.overruled = false, true
+		last.enter(Unknown, s.now)
+		s.notes = append(s.notes, Note{Kind: NoteHaltIgnored, ID: last.ID})
+		return last
 	}
 	return again
 }
@@ -231,7 +239,7 @@ func (s *step) veto(id ID, reason string) (done bool) {
 	if v == nil || v.Halted || v.State == Compromised {
 		return false
 	}
-	if v.usable() && !slices.ContainsFunc(s.Versions, func(o Version) bool { return o.usable() && !o.ID.Equal(id) }) {
+	if (v.usable() || v.overruled && !v.decided) && !slices.ContainsFunc(s.Versions, func(o Version) bool { return o.usable() && !o.ID.Equal(id) }) {
 		if !v.overruled {
 			v.overruled = true
 			s.notes = append(s.notes, Note{Kind: NoteHaltIgnored, ID: id})
@@ -244,6 +252,7 @@ func (s *step) veto(id ID, reason string) (done bool) {
 		s.retire(v, Rejected, reason)
 	case v.State != Retired:
 		s.reject(v, reason)
+		v.retry = s.now // if there is nothing else, it need not wait
 	}
 	return true
 }

@@ -139,6 +139,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}()
 	p = a.serve(rec, r, bearer)
 	if p != nil {
+		if r.body == nil && hr.ContentLength != 0 { // a body that nobody read is not waited for
+			h.Set("Connection", "close")
+		}
 		a.refuse(rec, p)
 	}
 }

@@ -96,7 +96,7 @@ func newRig(t *testing.T) *rig {
 	t.Cleanup(func() { st.Close() })
 	r.store = st
 	r.trail = keys.NewTrail(st, "prod", "testboot")
-	known, err := agent.NewRedactor(cfg, vaultTokens)
+	known, err := agent.NewRedactor(cfg, agent.VaultTokens)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,6 +77,9 @@ type look struct {
 	err      error
 }
 
+// errMistake: a look at a key went wrong in a way that nobody thought of.
+var errMistake = errors.New("a mistake in the server: something in the key's record, or its metadata, is not understood")
+
 func newScheduler(own *keys.Manager, figures *metrics, log *slog.Logger) *scheduler {
 	return &scheduler{own: own, figures: figures, log: log, rand: rand.Float64, wake: make(chan keyName, 64), results: make(chan look), keys: map[keyName]*watched{}}
 }
@@ -197,8 +200,14 @@ func (s *scheduler) manager(k keyName) *keys.Manager {
 
 // look takes the steps of a key's rotation that are due. Where none is under
 // way it looks at the schedule, and has the key rotated if it is time.
-func (s *scheduler) look(ctx context.Context, k keyName, check bool) look {
-	m, l := s.manager(k), look{keyName: k}
+func (s *scheduler) look(ctx context.Context, k keyName, check bool) (l look) {
+	defer func() {
+		if recover() != nil { // what a panic holds may be anything
+			l = look{keyName: k, err: errMistake}
+		}
+	}()
+	m := s.manager(k)
+	l.keyName = k
 	if l.rotation, l.err = m.Advance(ctx, k.name); l.err != nil || !check {
 		return l
 	}

@@ -66,9 +66,6 @@ const (
 // of 200 keys takes about a thousand.
 const vaultRate = 500
 
-// vaultTokens are Vault's tokens, wherever they stand in a text.
-const vaultTokens = `\bhv[sbr]\.[A-Za-z0-9_-]{20,}`
-
 // Options are what a Server is made of. All but Config may be zero.
 type Options struct {
 	Config  *config.Config
@@ -132,7 +129,7 @@ func (s *Server) assemble() error {
 	admin.RegisterProcess(s.registry, s.o.Version)
 	s.figures = newMetrics(s.registry)
 	var err error
-	if s.known, err = agent.NewRedactor(s.cfg, vaultTokens); err != nil {
+	if s.known, err = agent.NewRedactor(s.cfg, agent.VaultTokens); err != nil {
 		return err
 	}
 	s.log = agent.NewLogger(s.cfg.Log, s.known, s.o.Log)

@@ -21,7 +21,7 @@ import (
 func (l *Loop) do(a rotation.Action) {
 	switch a := a.(type) {
 	case rotation.Load:
-		l.load(a.ID)
+		l.load(a)
 	case rotation.Probe:
 		l.probe(a)
 	case rotation.Audit:
@@ -49,9 +49,13 @@ func (l *Loop) find(id rotation.ID) *held {
 }
 
 // load reads a version into memory. Redaction knows it before anything else does.
-func (l *Loop) load(id rotation.ID) {
+func (l *Loop) load(a rotation.Load) {
+	id, fetch := a.ID, l.src.fetch
+	if kv, ok := l.src.(*kvSource); ok && a.Halted {
+		fetch = kv.read
+	}
 	l.beside(readLimit, func(ctx context.Context) func() {
-		sec, err := l.fetch(ctx, id)
+		sec, err := l.fetch(ctx, id, fetch)
 		var h *held
 		if err == nil {
 			h, err = l.hold(id, sec)
@@ -61,8 +65,8 @@ func (l *Loop) load(id rotation.ID) {
 }
 
 // fetch reads a version as the source has it and checks it.
-func (l *Loop) fetch(ctx context.Context, id rotation.ID) (*store.Secret, error) {
-	sec, err := l.src.fetch(ctx, id)
+func (l *Loop) fetch(ctx context.Context, id rotation.ID, fetch func(context.Context, rotation.ID) (*store.Secret, error)) (*store.Secret, error) {
+	sec, err := fetch(ctx, id)
 	l.o.Metrics.read(err)
 	if err != nil {
 		return nil, err
@@ -359,5 +363,5 @@ func (l *Loop) Fetch(ctx context.Context) (*store.Secret, error) {
 	if newest.Zero() {
 		return nil, fmt.Errorf("%s: no version is stored: %w", l.o.Source.Path+l.o.Source.VaultPath, store.ErrNotFound)
 	}
-	return l.fetch(ctx, newest)
+	return l.fetch(ctx, newest, l.src.fetch)
 }

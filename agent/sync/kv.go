@@ -70,13 +70,13 @@ func (s *kvSource) versions(ctx context.Context, seen *sight) error {
 }
 
 // plain reads an entry that is no secret. A nil map means that there is none,
-// or that it may not be read, which is noted.
+// or that it may not be read or is too long to be, which is noted.
 func (s *kvSource) plain(ctx context.Context, path string, seen *sight) (map[string][]byte, error) {
 	fields, _, err := store.GetText(ctx, s.store, path)
 	switch {
 	case absent(err):
 		return nil, nil
-	case errors.Is(err, store.ErrForbidden):
+	case errors.Is(err, store.ErrForbidden), errors.Is(err, store.ErrTooLarge):
 		seen.note(path, err)
 		return nil, nil
 	case err != nil:
@@ -125,6 +125,11 @@ func (s *kvSource) fetch(ctx context.Context, id rotation.ID) (*store.Secret, er
 	case h != nil:
 		return nil, errHalted{*h}
 	}
+	return s.read(ctx, id)
+}
+
+// read is fetch whatever halts say.
+func (s *kvSource) read(ctx context.Context, id rotation.ID) (*store.Secret, error) {
 	sec, err := s.store.Get(ctx, s.path, id.Number)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -168,6 +169,16 @@ func aName(arg string) error {
 	return keys.CheckName(arg)
 }
 
+// notAKey refuses what has a key's form in a flag that is stored or shown in clear.
+func notAKey(flags map[string]string) error {
+	for _, flag := range slices.Sorted(maps.Keys(flags)) {
+		if text := flags[flag]; agent.Masked(text) != text {
+			return usageError{errors.New(flag + ": there is something with a key's form in it, and this is written down in clear. If that was a key, replace it at its provider")}
+		}
+	}
+	return nil
+}
+
 // aReason refuses a reason that is missing, where one is wanted, or that holds a key: it is recorded.
 func aReason(reason string, wanted bool) error {
 	switch {
@@ -180,14 +191,14 @@ func aReason(reason string, wanted bool) error {
 }
 
 func note(cmd *cobra.Command, format string, args ...any) {
-	fmt.Fprintln(cmd.ErrOrStderr(), "postern: note:", agent.Masked(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(cmd.ErrOrStderr(), "postern: note:", shown(fmt.Sprintf(format, args...)))
 }
 
 func warn(cmd *cobra.Command, warnings []string) { warnTo(cmd.ErrOrStderr(), warnings) }
 
 func warnTo(w io.Writer, warnings []string) {
 	for _, text := range warnings {
-		fmt.Fprintln(w, "postern: warning:", agent.Masked(text))
+		fmt.Fprintln(w, "postern: warning:", shown(text))
 	}
 }
 

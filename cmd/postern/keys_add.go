@@ -25,6 +25,9 @@ from --file; it is never taken from an argument, where other users could see it.
 To replace a key that is in use, and to end the old one afterwards, rotate it.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := notAKey(map[string]string{"--provider": meta.Provider, "--label": meta.Label, "--service": meta.Service}); err != nil {
+				return err
+			}
 			s, err := c.keys(cmd.Context())
 			if err != nil {
 				return err

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/term"
 
-	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/rotation"
 )
@@ -126,7 +125,7 @@ func (f *follower) show(r keys.Rotation) {
 		return
 	}
 	f.last = news
-	fmt.Fprintln(f.out, agent.Masked(line))
+	fmt.Fprintln(f.out, shown(line))
 }
 
 // end shows what show has not.
@@ -158,7 +157,7 @@ func (f *follower) draw(r keys.Rotation) {
 		fmt.Fprintln(&b, "waiting for "+r.Waiting)
 	}
 	width, height := f.size()
-	lines := fitted(agent.Masked(b.String()), width, height)
+	lines := fitted(shown(b.String()), width, height)
 	if f.drawn > 0 {
 		fmt.Fprintf(f.out, "\x1b[%dA\x1b[J", f.drawn)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/rotation"
 )
@@ -80,7 +79,7 @@ func (c *common) validate(cmd *cobra.Command, names []string, versions []int) er
 		found = append(found, v...)
 		if err != nil {
 			failed = true
-			fmt.Fprintln(cmd.ErrOrStderr(), "postern:", agent.Masked(err.Error()))
+			fmt.Fprintln(cmd.ErrOrStderr(), "postern:", shown(err.Error()))
 		}
 		if cmd.Context().Err() != nil {
 			break

@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/postern-proxy/postern/agent"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -61,7 +60,7 @@ func run(ctx context.Context) int {
 		return int(exit)
 	}
 	// Whoever pastes a key into the wrong place shall not find it in a CI log as well.
-	fmt.Fprintln(os.Stderr, "postern:", agent.Masked(err.Error()))
+	fmt.Fprintln(os.Stderr, "postern:", shown(err.Error()))
 	var coded codedError
 	switch {
 	case errors.As(err, &usage):

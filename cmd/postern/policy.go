@@ -32,6 +32,13 @@ ids that are named; devops and security, without any, for all of the environment
 The second is one policy for every namespace and ServiceAccount: each reads the keys of
 the proxy id px_<namespace>_<serviceaccount>. ` + "`vault auth list`" + ` shows the accessor.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := notAKey(map[string]string{
+				"--role": role, "--environment": o.Environment, "--proxy-id": strings.Join(o.ProxyIDs, " "), "--accessor": o.Accessor,
+				"--with": strings.Join(with, " "), "--mount": o.Mount, "--prefix": o.Prefix,
+			})
+			if err != nil {
+				return err
+			}
 			o.Role = roles.Role(role)
 			for _, v := range with {
 				o.With = append(o.With, roles.Verb(v))

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -28,14 +29,38 @@ func (c *common) print(cmd *cobra.Command, v any, text func(w io.Writer)) error 
 	} else {
 		text(&b)
 	}
-	_, err := io.WriteString(cmd.OutOrStdout(), agent.Masked(b.String()))
+	_, err := io.WriteString(cmd.OutOrStdout(), shown(b.String()))
 	return err
+}
+
+// shown is a text as it may be printed: without what has a key's form, and
+// without what makes a terminal do anything. Much of what is printed was written
+// by others: labels, reasons, actors, agents' names. In JSON the replacement means
+// what it replaces.
+func shown(text string) string {
+	var b strings.Builder
+	for _, r := range agent.Masked(text) {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // table writes rows in columns; the first row is the head.
 func table(w io.Writer, rows [][]string) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
+		for i, cell := range r {
+			r[i] = strings.Map(func(c rune) rune { // which would end the cell, or the line
+				if strings.ContainsRune("\t\n\v\f", c) {
+					return ' '
+				}
+				return c
+			}, cell)
+		}
 		fmt.Fprintln(tw, strings.Join(r, "\t"))
 	}
 	tw.Flush()

@@ -34,7 +34,7 @@ func (v anthropic) serve(s *Server, w http.ResponseWriter, r *http.Request) {
 	case r.Header.Get("Anthropic-Version") == "":
 		v.refuse(w, r, http.StatusBadRequest, "", "anthropic-version: header is required")
 		return
-	case !ok || r.Method != http.MethodPost:
+	case !ok || r.Method != http.MethodPost && r.Method != http.MethodGet:
 		v.refuse(w, r, http.StatusNotFound, "", "Not found")
 		return
 	}
@@ -50,18 +50,20 @@ func (v anthropic) serve(s *Server, w http.ResponseWriter, r *http.Request) {
 		v.refuse(w, r, http.StatusNotFound, "", "API key not found")
 		return
 	}
-	switch input(r)["status"] {
-	case "inactive", "archived":
-		if !s.keys[at].Revoked {
-			s.end(at)
+	if r.Method == http.MethodPost {
+		switch input(r)["status"] {
+		case "inactive", "archived":
+			if !s.keys[at].Revoked {
+				s.end(at)
+			}
+		default:
+			v.refuse(w, r, http.StatusBadRequest, "", "status: must be active, inactive or archived")
+			return
 		}
-	default:
-		v.refuse(w, r, http.StatusBadRequest, "", "status: must be active, inactive or archived")
-		return
 	}
 	k := s.keys[at]
 	reply(w, http.StatusOK, map[string]any{
-		"id": k.ID, "type": "api_key", "name": k.Name, "status": "inactive", "workspace_id": nil,
+		"id": k.ID, "type": "api_key", "name": k.Name, "status": map[bool]string{true: "inactive", false: "active"}[k.Revoked], "workspace_id": nil,
 		"created_at": k.Created.UTC().Format("2006-01-02T15:04:05.000000Z"), "created_by": map[string]any{"id": "user_" + random(16), "type": "user"},
 		"partial_key_hint": masked(k.Value),
 	})

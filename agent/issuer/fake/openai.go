@@ -71,8 +71,21 @@ func (v openAI) serve(s *Server, w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusOK, map[string]any{"object": "organization.project.service_account.deleted", "id": id, "deleted": true})
 	case r.Method == http.MethodGet && rest == "":
 		v.list(s, w, r)
+	case r.Method == http.MethodGet && id != "":
+		i := s.find(id)
+		if i < 0 {
+			v.refuse(w, r, http.StatusNotFound, "not_found", "No such service account.")
+			return
+		}
+		reply(w, http.StatusOK, v.describe(s.keys[i]))
 	default:
 		v.refuse(w, r, http.StatusMethodNotAllowed, "", "Not allowed.")
+	}
+}
+
+func (openAI) describe(k Key) map[string]any {
+	return map[string]any{
+		"object": "organization.project.service_account", "id": k.ID, "name": k.Name, "role": "member", "created_at": k.Created.Unix(),
 	}
 }
 
@@ -104,9 +117,7 @@ func (v openAI) list(s *Server, w http.ResponseWriter, r *http.Request) {
 				first = k.ID
 			}
 			last = k.ID
-			data = append(data, map[string]any{
-				"object": "organization.project.service_account", "id": k.ID, "name": k.Name, "role": "member", "created_at": k.Created.Unix(),
-			})
+			data = append(data, v.describe(k))
 		}
 	}
 	reply(w, http.StatusOK, map[string]any{"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})

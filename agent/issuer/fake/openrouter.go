@@ -59,6 +59,13 @@ func (v openRouter) serve(s *Server, w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusOK, map[string]any{"deleted": true})
 	case r.Method == http.MethodGet && hash == "":
 		v.list(s, w, r)
+	case r.Method == http.MethodGet:
+		i := s.find(hash)
+		if i < 0 {
+			v.refuse(w, r, http.StatusNotFound, "", "API key does not exist")
+			return
+		}
+		reply(w, http.StatusOK, map[string]any{"data": describe(s.keys[i])})
 	default:
 		v.refuse(w, r, http.StatusMethodNotAllowed, "", "Method not allowed")
 	}
