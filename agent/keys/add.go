@@ -26,6 +26,8 @@ type Meta struct {
 	Label string
 	// Service is what the key is for. A second key of one service in a scope wants a label with a suffix.
 	Service string
+	// ProviderID is what the provider calls the credential; see RotateOptions.
+	ProviderID string
 	// LooseLabel takes a label that breaks these rules, with a warning.
 	LooseLabel bool
 }
@@ -72,6 +74,9 @@ func (m *Manager) Add(ctx context.Context, name string, value *secret.Value, met
 		m.record(ctx, event)
 		return Added{}, err
 	}
+	if err := m.noteProviderID(ctx, name, idOf(v), meta.ProviderID); err != nil {
+		a.warnings = append(a.warnings, fmt.Sprintf("what the provider calls version %d could not be noted, so it can only be ended there by hand: %v", v.Number, err))
+	}
 	event.Outcome, event.Version = OutcomeOK, v.Number
 	if v.RequestID != "" {
 		event.Detail = map[string]string{"vault_request_id": v.RequestID}
@@ -92,7 +97,10 @@ func (m *Manager) mayAdd(ctx context.Context, name string, value *secret.Value, 
 	if shape != nil {
 		return nil, fmt.Errorf("the key of %s: %w", name, shape)
 	}
-	if err := notIn(value, meta.Label, meta.Provider, meta.Service); err != nil {
+	if err := CheckProviderID(meta.ProviderID); err != nil {
+		return nil, err
+	}
+	if err := notIn(value, meta.Label, meta.Provider, meta.Service, meta.ProviderID); err != nil {
 		return nil, err
 	}
 	a := &adding{path: m.Scope.Path(name), next: 1}

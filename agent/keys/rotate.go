@@ -23,6 +23,9 @@ type RotateOptions struct {
 	IdempotencyKey string
 	// Managed: an issuer makes the new credential; no value is given.
 	Managed bool
+	// ProviderID is what the provider calls the value's credential, where somebody
+	// made it by hand: by it `postern server` ends the credential there. "": it is not known.
+	ProviderID string
 }
 
 // Rotation is a rotation as far as it is.
@@ -110,13 +113,18 @@ func (u *run) mayRotate(o *RotateOptions) error {
 		return fmt.Errorf("grace: %v is negative", *o.Grace)
 	case o.Managed && u.value != nil:
 		return fmt.Errorf("the key of %s: a managed rotation takes no value, its issuer makes one", u.name)
+	case o.Managed && o.ProviderID != "":
+		return fmt.Errorf("the key of %s: a managed rotation takes no provider id, its issuer tells it", u.name)
 	case o.Managed:
 		return nil
 	}
 	if err := u.shaped(); err != nil {
 		return err
 	}
-	return notIn(u.value, o.Reason, o.IdempotencyKey)
+	if err := CheckProviderID(o.ProviderID); err != nil {
+		return err
+	}
+	return notIn(u.value, o.Reason, o.IdempotencyKey, o.ProviderID)
 }
 
 // shaped says whether the value in hand can be a key.
@@ -170,6 +178,8 @@ func (u *run) begin(ctx context.Context, o RotateOptions) (rot Rotation, done bo
 		next.To, next.Phase = rotation.ID{}, rotation.PhaseRequested
 	} else {
 		next.hold(u.holder, now)
+		next.Version(next.To).ProviderID = o.ProviderID
+		next.prune()
 	}
 	if err := u.save(ctx, next); err != nil {
 		if !errors.Is(err, errAgain) {

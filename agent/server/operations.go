@@ -48,6 +48,7 @@ func (a *api) create(ctx context.Context, r *request) (answer, error) {
 	err := decode(r.body, setters{
 		"provider": a.text(&meta.Provider, maxName), "api_key": key.UnmarshalJSON, "proxy_id": a.text(&proxyID, maxName),
 		"label": a.text(&meta.Label, maxLabel), "name": a.text(&name, maxName), "service": a.text(&meta.Service, maxName),
+		"provider_id": a.text(&meta.ProviderID, maxLabel),
 	})
 	if err != nil {
 		return answer{}, err
@@ -62,6 +63,9 @@ func (a *api) create(ctx context.Context, r *request) (answer, error) {
 	}
 	if err := checkProxyID(proxyID); err != nil {
 		return answer{}, badField("proxy_id", "%v", err)
+	}
+	if err := keys.CheckProviderID(meta.ProviderID); err != nil {
+		return answer{}, badField("provider_id", "%v", err)
 	}
 	field := "name"
 	if name == "" {
@@ -207,11 +211,14 @@ func (a *api) rotate(ctx context.Context, r *request) (answer, error) {
 	defer func() { key.value.Destroy() }()
 	err := decode(r.body, setters{
 		"api_key": key.UnmarshalJSON, "managed": boolean(&o.Managed), "ramp": ramp(&o.Ramp), "grace": span(&o.Grace), "reason": a.text(&o.Reason, maxReason),
+		"provider_id": a.text(&o.ProviderID, maxLabel),
 	})
 	if err != nil {
 		return answer{}, err
 	}
 	switch {
+	case o.Managed && o.ProviderID != "":
+		return answer{}, badField("provider_id", "stands beside managed: with managed, the issuer tells it")
 	case o.Managed && key.value != nil:
 		return answer{}, badField("api_key", "stands beside managed: with managed, the key is made at the provider")
 	case !o.Managed && key.value == nil:
@@ -220,6 +227,9 @@ func (a *api) rotate(ctx context.Context, r *request) (answer, error) {
 		if err := checkKey(key.value); err != nil {
 			return answer{}, err
 		}
+	}
+	if err := keys.CheckProviderID(o.ProviderID); err != nil {
+		return answer{}, badField("provider_id", "%v", err)
 	}
 	if o.IdempotencyKey, err = a.idempotencyKey(r); err != nil {
 		return answer{}, err

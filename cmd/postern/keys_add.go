@@ -25,7 +25,7 @@ from --file; it is never taken from an argument, where other users could see it.
 To replace a key that is in use, and to end the old one afterwards, rotate it.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := notAKey(map[string]string{"--provider": meta.Provider, "--label": meta.Label, "--service": meta.Service}); err != nil {
+			if err := notAKey(map[string]string{"--provider": meta.Provider, "--label": meta.Label, "--service": meta.Service, "--provider-id": meta.ProviderID}); err != nil {
 				return err
 			}
 			s, err := c.keys(cmd.Context())
@@ -59,6 +59,7 @@ To replace a key that is in use, and to end the old one afterwards, rotate it.`,
 	keyFileFlag(cmd, &file)
 	cmd.Flags().StringVar(&meta.Provider, "provider", "", "catalog entry the key is for (default: NAME)")
 	cmd.Flags().StringVar(&meta.Label, "label", "", "label (default: <environment>-NAME)")
+	providerIDFlag(cmd, &meta.ProviderID)
 	cmd.Flags().StringVar(&meta.Service, "service", "", "service the key is for")
 	c.outputFlag(cmd)
 	return cmd

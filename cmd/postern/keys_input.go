@@ -22,6 +22,10 @@ func keyFileFlag(cmd *cobra.Command, file *string) {
 	cmd.Flags().StringVar(file, "file", "", "read the key from this file instead of standard input")
 }
 
+func providerIDFlag(cmd *cobra.Command, id *string) {
+	cmd.Flags().StringVar(id, "provider-id", "", "what the provider calls the key, as its console shows it: postern server ends it there by this")
+}
+
 // keyInput says where a key is read from, and what it is called.
 type keyInput struct {
 	prompt  string // on a terminal

@@ -35,9 +35,9 @@ func (f *follow) check() error {
 // rotateFlags are those of `keys rotate`.
 type rotateFlags struct {
 	follow
-	ramp, reason, file string
-	grace              time.Duration
-	now, managed       bool
+	ramp, reason, file, providerID string
+	grace                          time.Duration
+	now, managed                   bool
 }
 
 func newKeysRotate(c *common) *cobra.Command {
@@ -76,6 +76,7 @@ Exit codes: 0 rotated, 1 refused, rolled back or failed, 2 usage.`,
 	fl.BoolVar(&f.now, "now", false, "no ramp and no grace")
 	fl.StringVar(&f.reason, "reason", "", "why; it is recorded")
 	fl.BoolVar(&f.managed, "managed", false, "have the provider make the new key (done by postern server)")
+	providerIDFlag(cmd, &f.providerID)
 	keyFileFlag(cmd, &f.file)
 	f.follow.flags(cmd)
 	c.outputFlag(cmd)
@@ -84,13 +85,15 @@ Exit codes: 0 rotated, 1 refused, rolled back or failed, 2 usage.`,
 
 // options are what the flags say of the rotation.
 func (f *rotateFlags) options(cmd *cobra.Command) (keys.RotateOptions, error) {
-	o := keys.RotateOptions{Reason: f.reason, Managed: f.managed}
+	o := keys.RotateOptions{Reason: f.reason, Managed: f.managed, ProviderID: f.providerID}
 	ramp, grace := cmd.Flags().Changed("ramp"), cmd.Flags().Changed("grace")
 	switch {
 	case f.now && (ramp || grace):
 		return o, usageError{errors.New("--now means no ramp and no grace; leave --ramp and --grace out, or --now")}
 	case f.managed && f.file != "":
 		return o, usageError{errors.New("--managed has the provider make the new key; leave --file out, or --managed")}
+	case f.managed && f.providerID != "":
+		return o, usageError{errors.New("--managed has the provider make the new key, and tell its id; leave --provider-id out, or --managed")}
 	case f.grace < 0:
 		return o, usageError{fmt.Errorf("--grace %v: a length of time, as in 10m", f.grace)}
 	}
@@ -108,6 +111,9 @@ func (f *rotateFlags) options(cmd *cobra.Command) (keys.RotateOptions, error) {
 		o.Grace = &f.grace
 	}
 	if err := aReason(f.reason, false); err != nil {
+		return o, err
+	}
+	if err := notAKey(map[string]string{"--provider-id": f.providerID}); err != nil {
 		return o, err
 	}
 	return o, f.check()

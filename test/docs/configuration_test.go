@@ -94,7 +94,7 @@ func TestEveryProviderIsDocumented(t *testing.T) {
 // Every example loads, as an agent or a server would load it; those that need no Vault are
 // run through `postern check`.
 func TestEveryExampleLoads(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*"))
+	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*.*")) // a folder's files are run where its name stands: see TestEveryExampleFolderIsRun
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,5 +146,30 @@ func TestEveryExampleLoads(t *testing.T) {
 	}
 	if len(files) < 3 || sealed == 0 {
 		t.Errorf("%d examples, %d of them without Vault", len(files), sealed)
+	}
+}
+
+// What stands in a folder is no configuration: the tests of the cluster apply it.
+func TestEveryExampleFolderIsRun(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := filepath.Glob(filepath.Join(root(t), "test", "cluster", "*_test.go"))
+	if err != nil || len(tests) == 0 {
+		t.Fatalf("no tests of the cluster: %v", err)
+	}
+	var text strings.Builder
+	for _, file := range tests {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(b)
+	}
+	for _, file := range files {
+		if name := filepath.Base(file); !strings.Contains(text.String(), name) {
+			t.Errorf("no test of the cluster applies %s", file)
+		}
 	}
 }
