@@ -4,7 +4,7 @@ VERSION ?= dev
 FUZZTIME ?= 60s
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: build test lint soak bench fuzz image tools clean
+.PHONY: build test lint soak bench fuzz image tools cluster clean
 
 build: ## the agent and command line, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
@@ -24,8 +24,15 @@ bench: ## ratios against a bare ReverseProxy and a bare goproxy, in one run
 fuzz: ## each fuzzer for FUZZTIME
 	$(GO) run ./test/fuzz -time $(FUZZTIME)
 
-image: ## the agent's container image, with docker or buildah
-	$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo docker build || echo buildah bud) --build-arg VERSION=$(VERSION) -t postern:$(VERSION) .
+BUILD_IMAGE = $$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo docker build || echo buildah bud) \
+	--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD)
+
+image: ## the container images of the agent and the injector, with docker or buildah
+	$(BUILD_IMAGE) --build-arg PROGRAMS=postern -t postern:$(VERSION) .
+	$(BUILD_IMAGE) --build-arg PROGRAMS=postern-injector --target injector -t postern-injector:$(VERSION) .
+
+cluster: ## a one-node Kubernetes with Vault and both images, until Ctrl-C or for CMD
+	$(GO) run ./test/cluster/cmd/cluster $(CMD)
 
 tools: ## build the real components that tests need
 	$(GO) run ./test/tools/cmd/tools

@@ -65,7 +65,7 @@ func parts() []part {
 	}
 	outside := []string{"go", "test", "-timeout=30m", "-count=1"} // what is tested is another process: the detector would only slow the tests
 	return []part{
-		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools"}},
+		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools", "helm", "vault"}}, // of a cluster only what a test asks for is built
 		{name: "race detector", need: func() string { return race }},
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...")},
 		{name: "end to end", cmd: append(slices.Clone(outside), "./test/e2e/...")},

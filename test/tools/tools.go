@@ -17,8 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-
-	"github.com/gofrs/flock"
 )
 
 // modulePath tells the project's root from a nested module's.
@@ -88,14 +86,11 @@ func Cached(name, key string, build func(dir string) error) (string, error) {
 		return slot, err
 	}
 
-	if err := os.MkdirAll(cache, 0o755); err != nil {
+	unlock, err := lockBuilds()
+	if err != nil {
 		return "", err
 	}
-	lock := flock.New(filepath.Join(cache, "build.lock"))
-	if err := lock.Lock(); err != nil {
-		return "", fmt.Errorf("lock %s: %w", lock.Path(), err)
-	}
-	defer lock.Close()
+	defer unlock()
 	if found, err := exists(slot); found || err != nil { // another process has built it meanwhile
 		return slot, err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -21,12 +22,25 @@ var builders = map[string]func() (string, error){
 	"vault": tools.BuildVault,
 }
 
+// long is a build that is worth a mention.
+const long = 30 * time.Second
+
 func main() {
+	packaged := map[string]bool{}
+	if runtime.GOOS == "linux" { // what a cluster is made of
+		for _, b := range slices.Concat(tools.ControlPlane, tools.Node) {
+			builders[b.Name] = b.Build
+		}
+		for _, p := range tools.Debian {
+			builders[p.Name], packaged[p.Name] = p.Find, true
+		}
+	}
 	known := slices.Sorted(maps.Keys(builders))
 	names := os.Args[1:]
 	if len(names) == 0 {
 		names = known
 	}
+	var slow []string
 	for _, name := range names {
 		build, ok := builders[name]
 		if !ok {
@@ -35,10 +49,21 @@ func main() {
 		}
 		start := time.Now()
 		path, err := build()
+		if err != nil && packaged[name] { // the tests that need it say so themselves
+			fmt.Printf("%s\tNOT RUN: %v\n", name, err)
+			continue
+		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "tools: %v\n", err)
 			os.Exit(1)
 		}
-		fmt.Printf("%s\t%s\t%v\n", name, path, time.Since(start).Round(time.Millisecond))
+		took := time.Since(start).Round(time.Millisecond)
+		fmt.Printf("%s\t%s\t%v\n", name, path, took)
+		if took >= long {
+			slow = append(slow, fmt.Sprintf("%s %v", name, took.Round(time.Second)))
+		}
+	}
+	if len(slow) > 0 {
+		fmt.Printf("took long, once: %s\n", strings.Join(slow, ", "))
 	}
 }
