@@ -14,7 +14,7 @@ import (
 func TestCrashKeepsClientsTrust(t *testing.T) {
 	const memory = "/dev/shm"
 	if _, err := os.Stat(memory); err != nil {
-		notRun(t, "restart with ca.state_dir", err)
+		agenttest.NotRun(t, "restart with ca.state_dir", err)
 		return
 	}
 	state, err := os.MkdirTemp(memory, "postern-e2e-")

@@ -21,7 +21,7 @@ import (
 // An agent that is killed leaves no core, even where everything around it asks for one.
 func TestNoCoreDump(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		notRun(t, "core dumps", errors.New("/proc is Linux's"))
+		agenttest.NotRun(t, "core dumps", errors.New("/proc is Linux's"))
 		return
 	}
 	w := newWorld(t)
@@ -39,7 +39,7 @@ func TestNoCoreDump(t *testing.T) {
 				t.Errorf("the limit is not 0:\n%s", limits)
 			}
 		} else if err := raiseCoreLimit(a.PID()); err != nil {
-			notRun(t, "core dumps with a raised limit", err)
+			agenttest.NotRun(t, "core dumps with a raised limit", err)
 			a.Stop(t)
 			continue
 		}

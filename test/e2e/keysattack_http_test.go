@@ -94,7 +94,7 @@ func TestServerUnderAttack(t *testing.T) {
 		}
 	}
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		notRun(t, "keys in the server's memory", errors.New("reading another process's memory takes Linux and root"))
+		agenttest.NotRun(t, "keys in the server's memory", errors.New("reading another process's memory takes Linux and root"))
 		return
 	}
 	agenttest.Eventually(t, 30*time.Second, "the server has let go of the keys that it was sent", func() bool {

@@ -103,7 +103,7 @@ func TestKeysPastedIntoWrongPlaces(t *testing.T) {
 // before: it is in the store by then, and nobody needs it here.
 func TestWaitingCommandForgetsTheKey(t *testing.T) {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		notRun(t, "keys in a waiting command's memory", errors.New("reading another process's memory takes Linux and root"))
+		agenttest.NotRun(t, "keys in a waiting command's memory", errors.New("reading another process's memory takes Linux and root"))
 		return
 	}
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {

@@ -6,9 +6,7 @@
 package e2e_test
 
 import (
-	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -35,29 +33,6 @@ func span(short, full time.Duration) time.Duration {
 		return full
 	}
 	return short
-}
-
-// notRun says that a part of a story could not run here, and why: on standard
-// output and in the file named by $POSTERN_NOTRUN. With CI=true it is a failure.
-func notRun(t *testing.T, part string, reason error) {
-	t.Helper()
-	line := fmt.Sprintf("NOT RUN: %s: %s\n", part, strings.Join(strings.Fields(reason.Error()), " "))
-	if os.Getenv("CI") == "true" {
-		t.Error(line)
-	}
-	fmt.Print(line)
-	path := os.Getenv("POSTERN_NOTRUN")
-	if path == "" {
-		return
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(line); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // await takes one value of a channel, or fails the test.

@@ -116,12 +116,12 @@ func leavesNoCopies(t *testing.T, a *agenttest.Agent, old []string, live string)
 	t.Helper()
 	const part = "keys in the agent's memory"
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		notRun(t, part, errors.New("reading another process's memory takes Linux and root"))
+		agenttest.NotRun(t, part, errors.New("reading another process's memory takes Linux and root"))
 		return
 	}
 	found, err := copies(a.PID(), append([]string{live}, old...))
 	if errors.Is(err, os.ErrPermission) {
-		notRun(t, part, err)
+		agenttest.NotRun(t, part, err)
 		return
 	}
 	if err != nil {

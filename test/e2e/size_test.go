@@ -48,7 +48,7 @@ func TestReadySoonAfterStart(t *testing.T) {
 // count, the limits are three times what is promised.
 func TestResidentMemory(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		notRun(t, "resident memory", errors.New("/proc/PID/status is Linux's"))
+		agenttest.NotRun(t, "resident memory", errors.New("/proc/PID/status is Linux's"))
 		return
 	}
 	const streams, words = 400, 12

@@ -29,7 +29,7 @@ func TestNoFileHoldsTheKey(t *testing.T) {
 	const name = "system calls of the agent"
 	strace, err := tracer()
 	if err != nil {
-		notRun(t, name, err)
+		agenttest.NotRun(t, name, err)
 		return
 	}
 	w := newWorld(t)
@@ -121,7 +121,7 @@ func (w *world) configured(path string) bool {
 func TestTheTraceShowsAWrite(t *testing.T) {
 	strace, err := tracer()
 	if err != nil {
-		notRun(t, "system calls of the agent", err)
+		agenttest.NotRun(t, "system calls of the agent", err)
 		return
 	}
 	w := newWorld(t)

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 
 	"github.com/postern-proxy/postern/test/tools"
 )
@@ -19,34 +18,6 @@ import (
 // machine: npm packages and the Go program go to the cache of test/tools,
 // Debian packages are installed where this process is root and lacks them. The
 // functions return the command line that a client's cases are appended to.
-
-var reported sync.Map // what notRun has said already
-
-// notRun says that a part of the tests could not run here, and why: once, on
-// standard output and in the file named by $POSTERN_NOTRUN. With CI=true it is a failure.
-func notRun(t *testing.T, part string, reason error) {
-	t.Helper()
-	line := fmt.Sprintf("NOT RUN: %s: %s\n", part, strings.Join(strings.Fields(reason.Error()), " "))
-	if os.Getenv("CI") == "true" {
-		t.Error(line)
-	}
-	if _, told := reported.LoadOrStore(line, true); told {
-		return
-	}
-	fmt.Print(line)
-	path := os.Getenv("POSTERN_NOTRUN")
-	if path == "" {
-		return
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(line); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // nodeModules is the folder of the npm packages that node/package-lock.json pins.
 var nodeModules = sync.OnceValues(func() (string, error) {

@@ -236,7 +236,7 @@ func runCases(t *testing.T, a *agent, c client, names []string) (map[string]resu
 	t.Helper()
 	command, err := c.command()
 	if err != nil {
-		notRun(t, "sdk by "+c.name, err)
+		agenttest.NotRun(t, "sdk by "+c.name, err)
 		return nil, false
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
