@@ -1,9 +1,10 @@
 // Package chart_test renders the Helm chart and holds what comes out against
-// the program that it is for.
+// the programs that it is for.
 package chart_test
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,17 +17,20 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/postern-proxy/postern/agent/agenttest"
-	"github.com/postern-proxy/postern/agent/clientenv"
-	"github.com/postern-proxy/postern/agent/provider/spec"
 	"github.com/postern-proxy/postern/config"
 	"github.com/postern-proxy/postern/test/tools"
 )
+
+var update = flag.Bool("update", false, "write testdata and charts/postern/README.md")
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	agenttest.Cleanup()
 	os.Exit(code)
 }
+
+// sets are the chart's example values, by the name of their file in ci.
+var sets = []string{"example", "full", "cert-manager", "existing"}
 
 // path is a path below the project's root.
 func path(t *testing.T, elem ...string) string {
@@ -36,6 +40,15 @@ func path(t *testing.T, elem ...string) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(append([]string{root}, elem...)...)
+}
+
+func read(t *testing.T, elem ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(path(t, elem...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // helm runs Helm without any cluster.
@@ -53,46 +66,133 @@ func helm(t *testing.T, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// example are the arguments that choose the example values.
-func example(t *testing.T) []string {
-	return []string{"-f", path(t, "charts/postern/ci/example-values.yaml")}
+// template are Helm's arguments that render the chart with a set of values.
+func template(t *testing.T, set string, more ...string) []string {
+	return append([]string{"template", "postern", "charts/postern", "--namespace", "postern-system", "-f", path(t, "charts/postern/ci", set+"-values.yaml")}, more...)
 }
 
 func render(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := helm(t, append([]string{"template", "shop", "charts/postern", "--namespace", "store"}, args...)...)
+	out, err := helm(t, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-func TestLint(t *testing.T) {
-	if out, err := helm(t, append([]string{"lint", "--strict", "charts/postern"}, example(t)...)...); err != nil {
-		t.Errorf("%v\n%s", err, out)
+// objects are what is rendered, by kind and name.
+func objects(t *testing.T, args ...string) map[string]map[string]any {
+	t.Helper()
+	out := map[string]map[string]any{}
+	for dec := yaml.NewDecoder(strings.NewReader(render(t, args...))); ; {
+		var o map[string]any
+		if dec.Decode(&o) != nil {
+			return out
+		}
+		if o != nil {
+			key := fmt.Sprint(o["kind"], "/", at(o, "metadata", "name"))
+			if out[key] != nil {
+				t.Errorf("%s is rendered twice", key)
+			}
+			out[key] = o
+		}
 	}
 }
 
-// The README's command renders, and twice the same.
-func TestRenderIsTheSameEveryTime(t *testing.T) {
-	readme, err := os.ReadFile(path(t, "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := regexp.MustCompile(`(?m)^helm (template .*)$`).FindSubmatch(readme)
-	if line == nil {
-		t.Fatal("the README does not say how to render the chart")
-	}
-	for _, args := range [][]string{strings.Fields(string(line[1])), append([]string{"template", "shop", "charts/postern"}, example(t)...)} {
-		first, err := helm(t, args...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 3 {
-			again, err := helm(t, args...)
-			if err != nil || again != first {
-				t.Fatalf("helm %s renders something else the second time, or fails: %v", strings.Join(args, " "), err)
+// at walks down maps, and lists by index.
+func at(v any, steps ...any) any {
+	for _, s := range steps {
+		switch s := s.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[s]
+		case int:
+			l, _ := v.([]any)
+			if s >= len(l) {
+				return nil
 			}
+			v = l[s]
+		}
+	}
+	return v
+}
+
+func TestLint(t *testing.T) {
+	for _, set := range sets {
+		if out, err := helm(t, "lint", "--strict", "charts/postern", "-f", path(t, "charts/postern/ci", set+"-values.yaml")); err != nil {
+			t.Errorf("%s: %v\n%s", set, err, out)
+		}
+	}
+	if out, err := helm(t, "lint", "--strict", "charts/postern"); err != nil {
+		t.Errorf("without values: %v\n%s", err, out)
+	}
+}
+
+// Each set renders to what is in testdata, twice.
+func TestGolden(t *testing.T) {
+	show := func(files ...string) (out []string) {
+		for _, f := range files {
+			out = append(out, "-s", "templates/"+f+".yaml")
+		}
+		return out
+	}
+	for _, g := range []struct {
+		name, set string
+		more      []string
+	}{
+		{"example", "example", nil},
+		{"cert-manager", "cert-manager", nil},
+		{"existing", "existing", nil},
+		{"full-injector", "full", show("injector", "rbac", "webhook", "tests/injection")},
+		// Rules and dashboard are files that are rendered as they are.
+		{"full-server", "full", append(show("server", "monitoring", "extra"), "--set", "prometheusRule.enabled=false,dashboard.enabled=false")},
+	} {
+		args := template(t, g.set, g.more...)
+		got := render(t, args...)
+		if again := render(t, args...); again != got {
+			t.Errorf("%s renders something else the second time", g.name)
+		}
+		file := path(t, "test/chart/testdata", g.name+".yaml")
+		if *update {
+			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil || string(want) != got {
+			t.Errorf("%s: not what %s holds (go test ./test/chart -update writes it): %v\n%s", g.name, file, err, firstDifference(string(want), got))
+		}
+	}
+}
+
+func firstDifference(want, got string) string {
+	a, b := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("line %d: want %q, got %q", i+1, a[i], b[i])
+		}
+	}
+	return fmt.Sprintf("%d lines, want %d", len(b), len(a))
+}
+
+// A render does not depend on the order of values, nor on the release's revision.
+func TestTheSameEveryTime(t *testing.T) {
+	first := render(t, template(t, "full")...)
+	for _, more := range [][]string{nil, {"--is-upgrade"}, {"--set", "environment=staging"}} {
+		if again := render(t, template(t, "full", more...)...); again != first {
+			t.Errorf("%v: %s", more, firstDifference(first, again))
+		}
+	}
+}
+
+func TestOldKubernetesIsRefused(t *testing.T) {
+	_, err := helm(t, template(t, "example", "--kube-version", "1.28.9")...)
+	if err == nil || !strings.Contains(err.Error(), "1.29") {
+		t.Errorf("Kubernetes 1.28: %v", err)
+	}
+	for _, version := range []string{"1.29.0", "1.29.0-gke.1", "1.36.3"} {
+		if _, err := helm(t, template(t, "example", "--kube-version", version)...); err != nil {
+			t.Errorf("Kubernetes %s: %v", version, err)
 		}
 	}
 }
@@ -100,371 +200,136 @@ func TestRenderIsTheSameEveryTime(t *testing.T) {
 // What is not a value is refused, and so is what cannot work; the message names the field.
 func TestWrongValuesAreRefused(t *testing.T) {
 	for value, want := range map[string]string{
-		"bogus=1":              "bogus",
-		"vault.bogus=1":        "bogus",
-		"workload.bogus=1":     "bogus",
-		"image.bogus=1":        "bogus",
-		"vault.role=":          "/vault/role",
-		"vault.address=":       "/vault/address",
-		"workload.image=":      "/workload/image",
-		"environment=Prod":     "/environment",
-		"proxyId=acme":         "/proxyId",
-		"image.pullPolicy=No":  "/image/pullPolicy",
-		"providers=null":       "'providers'",
-		"providers[0].name=":   "/providers/0/name",
-		"workload.replicas=-1": "/workload/replicas",
-		"vault.address=http://vault.example:8200":    "/vault/address",
-		"workload.serviceAccount=shop.with.a.dot":    "set proxyId",
-		"workload.serviceAccount=" + long("shop", 9): "set proxyId",
+		"bogus=1": "bogus", "vault.bogus=1": "bogus", "image.bogus=1": "bogus", "injection.bogus=1": "bogus", "resources.bogus=1": "bogus",
+		"injector.bogus=1": "bogus", "injector.image.bogus=1": "bogus", "injector.certificates.bogus=1": "bogus", "injector.certificates.issuer.bogus=1": "bogus",
+		"injector.resources.bogus=1": "bogus", "injector.affinity.bogus=1": "bogus", "injector.tolerations[0].bogus=1": "bogus",
+		"podDisruptionBudget.bogus=1": "bogus", "networkPolicy.bogus=1": "bogus", "networkPolicy.scrapeFrom[0].bogus=1": "bogus", "podMonitor.bogus=1": "bogus",
+		"prometheusRule.bogus=1": "bogus", "dashboard.bogus=1": "bogus", "test.bogus=1": "bogus", "server.bogus=1": "bogus",
+		"server.issuers[0].bogus=1": "bogus", "imagePullSecrets[0].bogus=1": "bogus", "providers[0].bogus=1": "bogus", "workload.image=x": "workload",
+		"resources.limits.disk=1": "disk", "podMonitor.labels.a=1": "/podMonitor/labels/a",
+		"vault.address=http://vault.example:8200": "/vault/address", "vault.address=https://u:p@vault.example": "/vault/address", "vault.mount=": "/vault/mount",
+		"environment=Prod": "/environment", "proxyId=acme": "/proxyId", "image.pullPolicy=No": "/image/pullPolicy", "image.digest=sha256:1": "/image/digest",
+		"providers=null": "'providers'", "providers[0].key=x": "missing property 'name'",
+		"injection.mode=x": "/injection/mode", "injection.runAsUser=root": "/injection/runAsUser", "injection.order=x": "/injection/order",
+		"injection.vaultCaConfigMap=A/b/c": "/injection/vaultCaConfigMap",
+		"injector.replicas=0":              "/injector/replicas", "injector.timeoutSeconds=10": "/injector/timeoutSeconds", "injector.failurePolicy=Maybe": "/injector/failurePolicy",
+		"injector.reinvocationPolicy=x": "/injector/reinvocationPolicy", "injector.excludedNamespaces={a}": "/injector/excludedNamespaces", "injector.watch=often": "/injector/watch",
+		"injector.certificates.mode=existing": "/injector/certificates", "injector.certificates.mode=cert-manager": "/injector/certificates",
+		"server.enabled=true": "/server/tlsSecret", "server.role=": "/server/role", "networkPolicy.apiServerPorts={}": "/networkPolicy/apiServerPorts",
+		"test.url=a\"b": "/test/url",
 	} {
-		_, err := helm(t, append(append([]string{"template", "shop", "charts/postern", "--namespace", "store"}, example(t)...), "--set", value)...)
-		if err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := helm(t, template(t, "example", "--set", value)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: want an error that holds %s, got %v", value, want, err)
 		}
 	}
-}
-
-func long(s string, n int) string { return strings.Repeat(s+"-", n*2) + s }
-
-// pod is what of a rendered Deployment is looked at.
-type pod struct {
-	Spec struct {
-		Template struct {
-			Spec struct {
-				ServiceAccountName string      `yaml:"serviceAccountName"`
-				InitContainers     []container `yaml:"initContainers"`
-				Containers         []container
-				Volumes            []volume
-			}
-		}
-	}
-}
-
-type volume struct {
-	Name     string
-	EmptyDir *struct {
-		Medium    string
-		SizeLimit string `yaml:"sizeLimit"`
-	} `yaml:"emptyDir"`
-	Projected *struct {
-		Sources []struct {
-			ServiceAccountToken struct {
-				Path, Audience string
-			} `yaml:"serviceAccountToken"`
-		}
-	}
-}
-
-type container struct {
-	Name, Image   string
-	Args          []string
-	RestartPolicy string `yaml:"restartPolicy"`
-	Env           []struct{ Name, Value string }
-	Ports         []struct {
-		ContainerPort int `yaml:"containerPort"`
-	}
-	StartupProbe    *probe         `yaml:"startupProbe"`
-	ReadinessProbe  *probe         `yaml:"readinessProbe"`
-	SecurityContext map[string]any `yaml:"securityContext"`
-	Resources       struct {
-		Requests, Limits map[string]string
-	}
-	VolumeMounts []struct {
-		Name      string
-		MountPath string `yaml:"mountPath"`
-		ReadOnly  bool   `yaml:"readOnly"`
-	} `yaml:"volumeMounts"`
-}
-
-type probe struct {
-	Exec             struct{ Command []string }
-	TimeoutSeconds   int `yaml:"timeoutSeconds"`
-	FailureThreshold int `yaml:"failureThreshold"`
-}
-
-func (c container) env(name string) string {
-	for _, e := range c.Env {
-		if e.Name == name {
-			return e.Value
-		}
-	}
-	return ""
-}
-
-// rendered is the one Deployment, its sidecar and its application.
-func rendered(t *testing.T, args ...string) (p pod, sidecar, app container) {
-	t.Helper()
-	text := render(t, args...)
-	n := 0
-	for dec := yaml.NewDecoder(strings.NewReader(text)); ; n++ {
-		if err := dec.Decode(&p); err != nil {
-			break
-		}
-	}
-	s := p.Spec.Template.Spec
-	if n != 1 || len(s.InitContainers) != 1 || len(s.Containers) != 1 {
-		t.Fatalf("%d documents, %d and %d containers:\n%s", n, len(s.InitContainers), len(s.Containers), text)
-	}
-	return p, s.InitContainers[0], s.Containers[0]
-}
-
-// load reads a sidecar's configuration as the agent in it would.
-func load(t *testing.T, sidecar container) *config.Config {
-	t.Helper()
-	if !slices.Equal(sidecar.Args, []string{"agent", "-c", "env:POSTERN_CONFIG"}) {
-		t.Errorf("the sidecar is started with %q", sidecar.Args)
-	}
-	c, err := config.Load("env:POSTERN_CONFIG", sidecar.env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.ValidateAgent(); err != nil {
-		t.Error(err)
-	}
-	if len(c.Notes) > 0 {
-		t.Errorf("notes: %v", c.Notes)
-	}
-	return c
-}
-
-// The configuration is one that the agent takes, and fits the pod around it.
-func TestTheConfigurationFitsThePod(t *testing.T) {
-	p, sidecar, app := rendered(t, example(t)...)
-	c := load(t, sidecar)
-	if c.ProxyID != "px_store_shop" || c.Environment != "prod" || p.Spec.Template.Spec.ServiceAccountName != "shop" {
-		t.Errorf("scope %s of %s for the ServiceAccount %s", c.ProxyID, c.Environment, p.Spec.Template.Spec.ServiceAccountName)
-	}
-	if sidecar.RestartPolicy != "Always" {
-		t.Error("the sidecar is no native sidecar: restartPolicy is not Always")
-	}
-	if !strings.HasPrefix(c.Listen.Proxy, "127.0.0.1:") {
-		t.Errorf("the proxy listens at %s", c.Listen.Proxy)
-	}
-	if len(sidecar.Ports) != 1 || c.Listen.Admin != fmt.Sprintf("0.0.0.0:%d", sidecar.Ports[0].ContainerPort) {
-		t.Errorf("the admin listener is at %s, the port is %v", c.Listen.Admin, sidecar.Ports)
-	}
-
-	// The token that the agent logs in with is the one that is projected, for Vault's audience.
-	mounts := map[string]string{}
-	for _, m := range sidecar.VolumeMounts {
-		mounts[m.Name] = m.MountPath
-	}
-	tokens, memory := 0, 0
-	for _, v := range p.Spec.Template.Spec.Volumes {
-		switch {
-		case v.Projected != nil:
-			tokens++
-			src := v.Projected.Sources[0].ServiceAccountToken
-			if filepath.Join(mounts[v.Name], src.Path) != c.Store.Vault.Auth.Kubernetes.TokenFile || src.Audience != "vault" {
-				t.Errorf("the token is at %s/%s for %s; the agent reads %s", mounts[v.Name], src.Path, src.Audience, c.Store.Vault.Auth.Kubernetes.TokenFile)
-			}
-		case v.EmptyDir != nil:
-			memory++
-			// The CA's key lies in memory, in a folder that the agent makes itself.
-			if filepath.Dir(c.CA.StateDir) != mounts[v.Name] || v.EmptyDir.Medium != "Memory" || v.EmptyDir.SizeLimit == "" {
-				t.Errorf("ca.state_dir %s is not in the volume at %s, or that is not bounded memory: %+v", c.CA.StateDir, mounts[v.Name], v.EmptyDir)
-			}
-		}
-	}
-	if tokens != 1 || memory != 1 || len(app.VolumeMounts) > 0 {
-		t.Errorf("%d tokens, %d folders in memory; the application mounts %v", tokens, memory, app.VolumeMounts)
-	}
-	for name, want := range map[string]any{"runAsNonRoot": true, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true} {
-		if got := sidecar.SecurityContext[name]; got != want {
-			t.Errorf("securityContext.%s is %v", name, got)
-		}
-	}
-	if fmt.Sprint(sidecar.SecurityContext["capabilities"]) != "map[drop:[ALL]]" || fmt.Sprint(sidecar.SecurityContext["seccompProfile"]) != "map[type:RuntimeDefault]" {
-		t.Errorf("securityContext %v", sidecar.SecurityContext)
-	}
-	if sidecar.Resources.Limits["cpu"] != "" || sidecar.Resources.Requests["memory"] == "" {
-		t.Errorf("resources %v", sidecar.Resources)
-	}
-	if sidecar.Image != "postern:dev" {
-		t.Errorf("image %s: not the chart's appVersion", sidecar.Image)
-	}
-}
-
-// The probes are command lines of the program: beside no agent they say so.
-func TestTheProbesRun(t *testing.T) {
-	_, sidecar, _ := rendered(t, example(t)...)
-	dir := t.TempDir()
-	yaml := strings.ReplaceAll(sidecar.env("POSTERN_CONFIG"), "0.0.0.0:8701", "127.0.0.1:1")
-	for name, p := range map[string]*probe{"startupProbe": sidecar.StartupProbe, "readinessProbe": sidecar.ReadinessProbe} {
-		if p == nil || p.TimeoutSeconds < 2 {
-			t.Errorf("%s: %+v", name, p)
-			continue
-		}
-		if p.Exec.Command[0] != "/postern" {
-			t.Errorf("%s runs %q", name, p.Exec.Command)
-		}
-		_, said, code := agenttest.RunEnv(t, agenttest.Env(dir, "POSTERN_CONFIG="+yaml), "", p.Exec.Command[1:]...)
-		if code != 1 || !strings.Contains(said, "no agent answers") {
-			t.Errorf("%s: exit code %d: %s", name, code, said)
-		}
-	}
-}
-
-// What the values say of providers is what the agent gets, and the application's
-// variables are those that `postern exec` would set.
-func TestTheApplicationsEnvironment(t *testing.T) {
-	values := func(entries ...string) []string {
-		file := filepath.Join(t.TempDir(), "values.yaml")
-		if err := os.WriteFile(file, []byte("providers:\n  - "+strings.Join(entries, "\n  - ")+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return append(example(t), "-f", file)
-	}
-	var all []string
-	for _, s := range spec.Catalog() {
-		with := map[string]string{"azure-openai": ", with: {resource: acme}", "vertex": ", with: {region: us-east1}", "bedrock": ", with: {region: us-east-1}"}
-		all = append(all, "{name: "+s.Name+with[s.Name]+"}")
-	}
-	for name, args := range map[string][]string{
-		"one":             values("{name: openai}"),
-		"two":             values("{name: anthropic}", "{name: gemini}"),
-		"all":             values(all...),
-		"another route":   values("{name: llm, provider: openai}"),
-		"shared":          values("{name: groq, sdk_env: true}"),
-		"shared, owned":   values("{name: openai, sdk_env: false}", "{name: deepseek, sdk_env: true}"),
-		"none":            values("{name: openai, sdk_env: false}"),
-		"one of its own":  values(`{name: house, hosts: [llm.example], attach: {header: X-Key}, sdk_env: {vars: {HOUSE_URL: "{route}/v2", HOUSE_KEY: "{placeholder}"}}}`),
-		"with a base URL": values(`{name: house, hosts: ["llm.example:8443"], base_url: "https://llm.example:8443/api", attach: {header: X-Key}}`),
-	} {
-		_, sidecar, app := rendered(t, args...)
-		c := load(t, sidecar)
-		in := clientenv.Input{Mode: clientenv.Routes, Proxy: "http://" + c.Listen.Proxy}
-		for _, p := range c.Providers {
-			in.Providers = append(in.Providers, clientenv.Provider{Name: p.Name, Spec: p.Spec})
-		}
-		var want, got []string
-		vars, _ := clientenv.Vars(in)
-		for _, v := range vars {
-			want = append(want, v.Name+"="+v.Value)
-		}
-		for _, e := range app.Env {
-			if e.Name != "LOG_LEVEL" { // workload.env
-				got = append(got, e.Name+"="+e.Value)
-			}
-		}
-		slices.Sort(want)
-		slices.Sort(got)
-		if !slices.Equal(got, want) {
-			t.Errorf("%s:\ngot  %q\nwant %q", name, got, want)
-		}
-		if app.env("LOG_LEVEL") != "info" {
-			t.Errorf("%s: workload.env is not there", name)
-		}
-	}
-}
-
-// The chart's list of variables is the catalog's.
-func TestTheListOfVariablesIsTheCatalogs(t *testing.T) {
-	type env struct{ Vars, Shared map[string]string }
-	read := func(file string, into any) {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := yaml.Unmarshal(b, into); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var catalog struct {
-		Providers []struct {
-			Name   string
-			SDKEnv env `yaml:"sdk_env"`
-		}
-	}
-	read(path(t, "agent/provider/spec/catalog.yaml"), &catalog)
-	want := map[string]env{}
-	for _, p := range catalog.Providers {
-		if len(p.SDKEnv.Vars)+len(p.SDKEnv.Shared) > 0 {
-			want[p.Name] = p.SDKEnv
-		}
-	}
-	var got map[string]env
-	read(path(t, "charts/postern/files/sdk-env.yaml"), &got)
-	if fmt.Sprint(got) != fmt.Sprint(want) || len(want) < 10 {
-		t.Errorf("charts/postern/files/sdk-env.yaml\nhas  %v\nwant %v", got, want)
-	}
-}
-
-// The notes' configuration is one for `postern keys` of the same scope and store.
-func TestTheNotesLeadToTheSameKeys(t *testing.T) {
-	_, sidecar, _ := rendered(t, example(t)...)
-	agent := load(t, sidecar)
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(path(t, "charts/postern"))); err != nil {
-		t.Fatal(err)
-	}
-	notes := filepath.Join(dir, "templates", "NOTES.txt")
-	text, err := os.ReadFile(notes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Helm shows notes of an installation only: here they become a manifest.
-	wrapped := "{{ define \"notes\" }}" + string(text) + "{{ end }}text: {{ include \"notes\" . | toJson }}\n"
-	if err := os.WriteFile(filepath.Join(dir, "templates", "zz.yaml"), []byte(wrapped), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := helm(t, append([]string{"template", "shop", dir, "--namespace", "store", "-s", "templates/zz.yaml"}, example(t)...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var said struct{ Text string }
-	if err := yaml.Unmarshal([]byte(out), &said); err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`export POSTERN_CONFIG='(.*)'\n`).FindStringSubmatch(said.Text)
-	if m == nil || !strings.Contains(said.Text, "postern keys add openai\n") {
-		t.Fatalf("the notes:\n%s", said.Text)
-	}
-	operator, err := config.Load("", func(name string) string { return map[string]string{"POSTERN_CONFIG": m[1]}[name] })
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, o := agent.Store.Vault, operator.Store.Vault
-	if operator.Environment != agent.Environment || operator.ProxyID != agent.ProxyID ||
-		o.Address != a.Address || o.Mount != a.Mount || o.Prefix != a.Prefix || o.Namespace != a.Namespace {
-		t.Errorf("the notes lead to %s, %s in %+v; the agent reads %s, %s in %+v", operator.Environment, operator.ProxyID, o, agent.Environment, agent.ProxyID, a)
+	if _, err := helm(t, template(t, "full", "--set", "vault.address=")...); err == nil || !strings.Contains(err.Error(), "/vault/address") {
+		t.Errorf("a server without a Vault: %v", err)
 	}
 }
 
 // Every value is in the schema and has a default, so that what is written here is all that there is.
 func TestTheSchemaKnowsEveryValue(t *testing.T) {
-	var values map[string]any
-	var schema map[string]any
+	var values, schema map[string]any
 	for file, into := range map[string]any{"values.yaml": &values, "values.schema.json": &schema} {
-		b, err := os.ReadFile(path(t, "charts/postern", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := yaml.Unmarshal(b, into); err != nil {
+		if err := yaml.Unmarshal([]byte(read(t, "charts/postern", file)), into); err != nil {
 			t.Fatal(err)
 		}
 	}
-	var compare func(at string, values, schema map[string]any)
-	compare = func(at string, values, schema map[string]any) {
+	resolve := func(s any) map[string]any {
+		m, _ := s.(map[string]any)
+		if ref, ok := m["$ref"].(string); ok {
+			m, _ = at(schema, "definitions", strings.TrimPrefix(ref, "#/definitions/")).(map[string]any)
+		}
+		return m
+	}
+	var compare func(where string, values, schema map[string]any)
+	compare = func(where string, values, schema map[string]any) {
 		props, _ := schema["properties"].(map[string]any)
 		if props == nil {
-			return // anything goes: resources
+			if schema["additionalProperties"] == nil {
+				t.Errorf("%s may hold anything", where)
+			}
+			return
 		}
 		if schema["additionalProperties"] != false {
-			t.Errorf("%s allows further properties", at)
+			t.Errorf("%s allows further properties", where)
 		}
 		for name := range props {
-			if _, ok := values[name]; !ok && name != "global" {
-				t.Errorf("values.yaml lacks %s.%s", at, name)
+			free := strings.HasSuffix(where, ".affinity") || strings.HasSuffix(where, ".resources")
+			if _, ok := values[name]; !ok && name != "global" && !free {
+				t.Errorf("values.yaml lacks %s.%s", where, name)
 			}
 		}
 		for name, v := range values {
 			if props[name] == nil {
-				t.Errorf("values.schema.json lacks %s.%s", at, name)
+				t.Errorf("values.schema.json lacks %s.%s", where, name)
 			} else if m, ok := v.(map[string]any); ok {
-				compare(at+"."+name, m, props[name].(map[string]any))
+				compare(where+"."+name, m, resolve(props[name]))
 			}
 		}
 	}
 	compare("values", values, schema)
+
+	// Providers' and issuers' fields are the configuration's.
+	docs := read(t, "docs/CONFIGURATION.md")
+	fields := func(list string, s any) {
+		var want, have []string
+		for _, m := range regexp.MustCompile("(?m)^\\| `"+list+"\\[\\]\\.([a-z0-9_]+)").FindAllStringSubmatch(docs, -1) {
+			want = append(want, m[1])
+		}
+		for name := range at(s, "items", "properties").(map[string]any) {
+			have = append(have, name)
+		}
+		slices.Sort(want)
+		slices.Sort(have)
+		if want = slices.Compact(want); !slices.Equal(want, have) || at(s, "items", "additionalProperties") != false {
+			t.Errorf("%s: the schema has\n%q, the configuration\n%q", list, have, want)
+		}
+	}
+	fields("providers", at(schema, "properties", "providers"))
+	fields("issuers", at(schema, "properties", "server", "properties", "issuers"))
+}
+
+// The notes are two commands: a key's, in the agents' own store and scope, and a label's.
+func TestTheNotes(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(path(t, "charts/postern"))); err != nil {
+		t.Fatal(err)
+	}
+	// Helm shows notes of an installation only: here they become a manifest.
+	wrapped := "{{ define \"notes\" }}" + read(t, "charts/postern/templates/NOTES.txt") + "{{ end }}text: {{ include \"notes\" . | toJson }}\n"
+	if err := os.WriteFile(filepath.Join(dir, "templates", "zz.yaml"), []byte(wrapped), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	notes := func(set string, more ...string) string {
+		args := append(template(t, set, "-s", "templates/zz.yaml"), more...)
+		args[2] = dir
+		var said struct{ Text string }
+		if err := yaml.Unmarshal([]byte(render(t, args...)), &said); err != nil {
+			t.Fatal(err)
+		}
+		return said.Text
+	}
+	text := notes("full")
+	commands := regexp.MustCompile(`(?m)^  (\S.*)$`).FindAllStringSubmatch(text, -1)
+	m := regexp.MustCompile(`POSTERN_CONFIG='(.*)' postern keys add openai\n`).FindStringSubmatch(text)
+	if m == nil || len(commands) != 2 || commands[1][1] != "kubectl label namespace shop postern.dev/inject=true" {
+		t.Fatalf("the notes:\n%s", text)
+	}
+	c, err := config.Load("", func(name string) string { return map[string]string{"POSTERN_CONFIG": m[1]}[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := c.Store.Vault; c.Environment != "staging" || c.ProxyID != "px_shop_default" || v.Address != "https://vault.example:8200" || v.Mount != "kv" || v.Prefix != "postern" || v.Namespace != "team" {
+		t.Errorf("the notes lead to %s, %s in %+v", c.Environment, c.ProxyID, v)
+	}
+	if !strings.Contains(text, "postern-server.postern-system.svc:8702") || strings.Contains(text, "not set") {
+		t.Errorf("the notes:\n%s", text)
+	}
+	if text := notes("example", "--set", "vault.address=,vault.role="); !strings.Contains(text, "vault.address is not set") || !strings.Contains(text, "vault.role is not set") {
+		t.Errorf("the notes without a Vault:\n%s", text)
+	}
+	if text := notes("example", "--set", "test.namespace=postern-system"); !strings.Contains(text, "There is no `helm test`") {
+		t.Errorf("the notes without a test:\n%s", text)
+	}
 }

@@ -3,98 +3,32 @@ package chart_test
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
 	"gopkg.in/yaml.v3"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	strict "sigs.k8s.io/yaml"
 
+	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/webhook"
 	"github.com/postern-proxy/postern/config"
 )
 
-var update = flag.Bool("update", false, "write charts/postern/README.md")
-
-// injection are the arguments that choose the injector's example values.
-func injection(t *testing.T, more ...string) []string {
-	return append([]string{"template", "acme", "charts/postern", "--namespace", "postern-system", "-f", path(t, "charts/postern/ci/injector-values.yaml")}, more...)
-}
-
-// objects are what is rendered, by kind and name.
-func objects(t *testing.T, args ...string) map[string]map[string]any {
-	t.Helper()
-	text, err := helm(t, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]map[string]any{}
-	for dec := yaml.NewDecoder(strings.NewReader(text)); ; {
-		var o map[string]any
-		if dec.Decode(&o) != nil {
-			return out
-		}
-		if o != nil {
-			key := fmt.Sprint(o["kind"], "/", at(o, "metadata", "name"))
-			if out[key] != nil {
-				t.Errorf("%s is rendered twice", key)
-			}
-			out[key] = o
-		}
-	}
-}
-
-// at walks down maps, and lists by index.
-func at(v any, steps ...any) any {
-	for _, s := range steps {
-		switch s := s.(type) {
-		case string:
-			m, _ := v.(map[string]any)
-			v = m[s]
-		case int:
-			l, _ := v.([]any)
-			if s >= len(l) {
-				return nil
-			}
-			v = l[s]
-		}
-	}
-	return v
-}
-
-func TestTheInjectorsRender(t *testing.T) {
-	if out, err := helm(t, "lint", "--strict", "charts/postern", "-f", path(t, "charts/postern/ci/injector-values.yaml")); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-	first, err := helm(t, injection(t)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, err := helm(t, injection(t)...); err != nil || again != first {
-		t.Errorf("twice, and not the same: %v", err)
-	}
-	o := objects(t, injection(t)...)
-	for _, want := range []string{"Deployment/acme-injector", "MutatingWebhookConfiguration/acme-injector-postern-system", "PodDisruptionBudget/acme-injector",
-		"NetworkPolicy/acme-injector", "PodMonitor/acme-agents", "PrometheusRule/acme-rules", "ConfigMap/acme-dashboard", "Deployment/acme-server", "ConfigMap/acme-more", "Pod/acme-test"} {
-		if o[want] == nil {
-			t.Errorf("%s is not rendered", want)
-		}
-	}
-}
+const configuration = "MutatingWebhookConfiguration/postern-injector-postern-system"
 
 // What the injector writes is rendered without a value: a re-apply takes nothing from it.
 func TestWhatTheInjectorFillsInIsNotRendered(t *testing.T) {
-	o := objects(t, injection(t)...)
-	if s := o["Secret/acme-injector-certs"]; s == nil || s["data"] != nil || s["stringData"] != nil {
-		t.Errorf("the Secret: %v", s)
+	o := objects(t, template(t, "example")...)
+	if hooks, _ := o[configuration]["webhooks"].([]any); len(hooks) != 2 {
+		t.Fatalf("%d webhooks", len(hooks))
 	}
 	for i := range 2 {
-		h := at(o["MutatingWebhookConfiguration/acme-injector-postern-system"], "webhooks", i)
+		h := at(o[configuration], "webhooks", i)
 		if client, _ := at(h, "clientConfig").(map[string]any); client == nil || client["caBundle"] != nil {
 			t.Errorf("webhook %d: %v", i, client)
 		}
@@ -103,237 +37,275 @@ func TestWhatTheInjectorFillsInIsNotRendered(t *testing.T) {
 				t.Errorf("webhook %d: %s is %v", i, field, got)
 			}
 		}
-		if got := fmt.Sprint(at(h, "namespaceSelector", "matchExpressions", 0, "values")); got != "[kube-node-lease kube-public kube-system postern-system]" {
-			t.Errorf("webhook %d leaves out %s", i, got)
+		if got := fmt.Sprint(at(h, "rules")); got != "[map[apiGroups:[] apiVersions:[v1] operations:[CREATE] resources:[pods] scope:Namespaced]]" {
+			t.Errorf("webhook %d: rules %s", i, got)
 		}
 	}
-	own := objects(t, injection(t, "--set", "injector.certificates.mode=existing,injector.certificates.secret=mine,injector.certificates.caBundle=PEM")...)
-	if got := at(own["MutatingWebhookConfiguration/acme-injector-postern-system"], "webhooks", 0, "clientConfig", "caBundle"); got != "UEVN" || own["Secret/acme-injector-certs"] != nil || own["Role/acme-injector"] != nil {
-		t.Errorf("with certificates of one's own: %v", got)
+	if at(objects(t, template(t, "full")...)[configuration], "webhooks", 0, "failurePolicy") != "Fail" {
+		t.Error("failurePolicy is not the value's")
 	}
-	managed := objects(t, injection(t, "--set", "injector.certificates.mode=cert-manager,injector.certificates.issuer.name=ca")...)
-	hook := managed["MutatingWebhookConfiguration/acme-injector-postern-system"]
-	if at(hook, "metadata", "annotations", "cert-manager.io/inject-ca-from") != "postern-system/acme-injector" || managed["Certificate/acme-injector"] == nil {
+
+	own := objects(t, template(t, "existing")...)
+	if at(own[configuration], "webhooks", 1, "clientConfig", "caBundle") == nil || own["Secret/postern-injector-certs"] != nil {
+		t.Errorf("with certificates of one's own: %v", own[configuration])
+	}
+	managed := objects(t, template(t, "cert-manager")...)
+	hook := managed[configuration]
+	certificate := managed["Certificate/postern-injector"]
+	if at(hook, "metadata", "annotations", "cert-manager.io/inject-ca-from") != "postern-system/postern-injector" || at(hook, "webhooks", 0, "clientConfig", "caBundle") != nil || certificate == nil {
 		t.Errorf("with cert-manager: %v", hook)
 	}
+	volumes, _ := at(managed["Deployment/postern-injector"], "spec", "template", "spec", "volumes").([]any)
+	if got := at(volumes, 1, "secret", "secretName"); got == nil || got != at(certificate, "spec", "secretName") {
+		t.Errorf("the injector mounts %v, cert-manager writes %v", got, at(certificate, "spec", "secretName"))
+	}
+	name := at(hook, "webhooks", 0, "clientConfig", "service", "name")
+	if at(certificate, "spec", "dnsNames", 0) != fmt.Sprintf("%v.postern-system.svc", name) || managed["Service/postern-injector"] == nil {
+		t.Errorf("the certificate is for %v", at(certificate, "spec", "dnsNames"))
+	}
+}
+
+// Exactly one webhook is asked about a pod that a label selects, and none about any other.
+func TestWhichPodsAreAskedAbout(t *testing.T) {
+	hooks, _ := objects(t, template(t, "example")...)[configuration]["webhooks"].([]any)
+	asked := func(namespace string, nsLabel, podLabel string) (n int) {
+		ns, pod := labels.Set{"kubernetes.io/metadata.name": namespace}, labels.Set{"app": "shop"}
+		if nsLabel != "" {
+			ns[webhook.LabelInject] = nsLabel
+		}
+		if podLabel != "" {
+			pod[webhook.LabelInject] = podLabel
+		}
+		for _, h := range hooks {
+			if selects(t, at(h, "namespaceSelector"), ns) && selects(t, at(h, "objectSelector"), pod) {
+				n++
+			}
+		}
+		return n
+	}
+	for _, c := range []struct {
+		namespace, nsLabel, podLabel string
+		want                         int
+	}{
+		{"shop", "", "", 0}, {"shop", "true", "", 1}, {"shop", "", "true", 1}, {"shop", "true", "true", 1},
+		{"shop", "true", "false", 0}, {"shop", "false", "", 0}, {"shop", "false", "true", 1},
+		{"shop", "yes", "", 1}, {"shop", "", "yes", 1}, // refused with what is allowed
+		{"kube-system", "true", "true", 0}, {"kube-node-lease", "true", "", 0}, {"postern-system", "true", "true", 0},
+	} {
+		if got := asked(c.namespace, c.nsLabel, c.podLabel); got != c.want {
+			t.Errorf("namespace %s %q, pod %q: %d webhooks are asked, want %d", c.namespace, c.nsLabel, c.podLabel, got, c.want)
+		}
+	}
+}
+
+func selects(t *testing.T, selector any, set labels.Set) bool {
+	t.Helper()
+	text, err := json.Marshal(selector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s metav1.LabelSelector
+	if err := json.Unmarshal(text, &s); err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := metav1.LabelSelectorAsSelector(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compiled.Matches(set)
 }
 
 // The values become defaults that the webhook takes, and with which a pod is injected.
 func TestTheDefaultsInject(t *testing.T) {
-	o := objects(t, injection(t)...)
-	text, _ := at(o["ConfigMap/acme-injector"], "data", "defaults.yaml").(string)
-	d, err := webhook.ParseDefaults([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}, ServiceAccountName: "shop"}}
-	res, err := webhook.Inject(pod, webhook.Place{Namespace: "store", NamespaceLabels: map[string]string{webhook.LabelInject: "true"}, Kubernetes: "v1.36.3"}, d)
-	if err != nil || len(res.Patch) == 0 {
-		t.Fatalf("%+v, %v", res, err)
-	}
-	patch, _ := json.Marshal(res.Patch)
-	for _, want := range []string{"px_store_shop", "https://vault.example:8200", "role: postern-agent", "acme", "AZURE_OPENAI_ENDPOINT", `"image":"postern:dev"`, `"memory":"64Mi"`} {
-		if !bytes.Contains(patch, []byte(want)) {
-			t.Errorf("the patch lacks %s:\n%s", want, patch)
+	for set, wanted := range map[string][]string{
+		"example":      {"px_store_shop", "https://vault.example:8200", "role: postern-agent", `"image":"postern:dev"`, `"memory":"64Mi"`, `"runAsUser":65532`, "OPENAI_BASE_URL"},
+		"full":         {"registry.example/postern:v1.2.3", "AZURE_OPENAI_ENDPOINT", "acme", "mount: kv", "namespace: team", "environment: staging", ".corp.example", "root.pem", "HTTPS_PROXY"},
+		"cert-manager": {"px_store_shop"},
+	} {
+		o := objects(t, template(t, set)...)
+		text, _ := at(o["ConfigMap/postern-injector"], "data", "defaults.yaml").(string)
+		d, err := webhook.ParseDefaults([]byte(text))
+		if err != nil {
+			t.Fatalf("%s: %v", set, err)
+		}
+		pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app"}}, ServiceAccountName: "shop"}}
+		res, err := webhook.Inject(pod, webhook.Place{Namespace: "store", NamespaceLabels: map[string]string{webhook.LabelInject: "true"}, Kubernetes: "v1.36.3"}, d)
+		if err != nil || len(res.Patch) == 0 {
+			t.Fatalf("%s: %+v, %v", set, res, err)
+		}
+		patch, err := json.Marshal(res.Patch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain := bytes.ReplaceAll(patch, []byte(`\"`), nil)
+		for _, want := range wanted {
+			if !bytes.Contains(patch, []byte(want)) && !bytes.Contains(plain, []byte(want)) {
+				t.Errorf("%s: the patch lacks %s:\n%s", set, want, patch)
+			}
+		}
+		if set == "cert-manager" && bytes.Contains(patch, []byte("runAsUser")) {
+			t.Errorf("with runAsUser none: %s", patch)
 		}
 	}
-	// Every setting that docs/INJECTION.md lists has a value here.
-	docs, err := os.ReadFile(path(t, "docs/INJECTION.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(docs), "## Annotations")
+}
+
+// Every setting that docs/INJECTION.md lists has a value here, and every argument is a flag that it lists.
+func TestTheInjectorsFlagsAndSettings(t *testing.T) {
+	docs := read(t, "docs/INJECTION.md")
+	_, section, _ := strings.Cut(docs, "## Annotations")
 	section, _, _ = strings.Cut(section, "\n## ")
+	o := objects(t, template(t, "example")...)
+	text, _ := at(o["ConfigMap/postern-injector"], "data", "defaults.yaml").(string)
 	var defaults map[string]any
 	if err := yaml.Unmarshal([]byte(text), &defaults); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|").FindAllStringSubmatch(section, -1) {
+	listed := regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|").FindAllStringSubmatch(section, -1)
+	for _, m := range listed {
 		if _, ok := defaults[m[1]]; !ok {
 			t.Errorf("the chart has no default for %s", m[1])
 		}
 	}
-	// And every flag of the injector is one that it knows.
-	args, _ := at(o["Deployment/acme-injector"], "spec", "template", "spec", "containers", 0, "args").([]any)
-	for _, a := range args {
-		name, _, _ := strings.Cut(fmt.Sprint(a), "=")
-		if !strings.Contains(string(docs), "| `"+name+"` |") {
-			t.Errorf("%s is no flag of the injector", name)
-		}
+	if len(listed) != len(defaults) {
+		t.Errorf("docs/INJECTION.md lists %d annotations, the chart has defaults for %d", len(listed), len(defaults))
 	}
-	if len(args) < 6 {
-		t.Errorf("%v", args)
+	for _, set := range sets {
+		o := objects(t, template(t, set)...)
+		args, _ := at(o["Deployment/postern-injector"], "spec", "template", "spec", "containers", 0, "args").([]any)
+		given := map[string]string{}
+		for _, a := range args {
+			name, value, _ := strings.Cut(fmt.Sprint(a), "=")
+			if given[name] = value; !strings.Contains(docs, "| `"+name+"` |") {
+				t.Errorf("%s: %s is no flag of the injector", set, name)
+			}
+		}
+		_, own := given["-cert-dir"]
+		self := set == "example" || set == "full"
+		if own == self || self && (o["Secret/"+given["-cert-secret"]] == nil || o["MutatingWebhookConfiguration/"+given["-webhook"]] == nil) {
+			t.Errorf("%s: %v", set, given)
+		}
+		if o["Service/"+given["-service"]] == nil || given["-namespace"] != "postern-system" {
+			t.Errorf("%s: %v", set, given)
+		}
+		// The ports are those of -listen and -admin, which are left as they are.
+		for flag, port := range map[string]any{"-listen": 8443, "-admin": 8080} {
+			if !strings.Contains(docs, fmt.Sprintf("| `%s` | `:%v` |", flag, port)) {
+				t.Errorf("%s is not :%v any more", flag, port)
+			}
+		}
+		if got := fmt.Sprint(at(o["Deployment/postern-injector"], "spec", "template", "spec", "containers", 0, "ports")); !strings.Contains(got, "8443") || !strings.Contains(got, "8080") {
+			t.Errorf("%s: ports %s", set, got)
+		}
 	}
 }
 
-func TestTheServersConfiguration(t *testing.T) {
-	o := objects(t, injection(t, "--set", "server.caConfigMap=vault-ca")...)
-	text, _ := at(o["Deployment/acme-server"], "spec", "template", "spec", "containers", 0, "env", 0, "value").(string)
-	c, err := config.Parse([]byte(strings.ReplaceAll(text, "$$", "$")), "the chart", func(string) string { return "" }, "/")
+// Other defaults make other pods of the injector, which reads them at its start.
+func TestNewDefaultsAreTaken(t *testing.T) {
+	sum := func(args ...string) any {
+		return at(objects(t, template(t, "full", args...)...)["Deployment/postern-injector"], "spec", "template", "metadata", "annotations", "checksum/defaults")
+	}
+	if a, b := sum(), sum("--set", "injection.mode=routes"); a == b || a == nil {
+		t.Errorf("%v and %v", a, b)
+	}
+}
+
+func TestTheServer(t *testing.T) {
+	o := objects(t, template(t, "full")...)
+	text, _ := at(o["ConfigMap/postern-server"], "data", "server.yaml").(string)
+	c, err := config.Parse([]byte(text), "the chart", func(string) string { return "" }, "/")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := c.ValidateServer(); err != nil {
 		t.Error(err)
 	}
-	if c.Store.Vault.Auth.Kubernetes.Role != "postern-server" || c.Store.Vault.CAFile == "" {
-		t.Errorf("%+v", c.Store.Vault)
+	if len(c.Notes) > 0 {
+		t.Errorf("notes: %v", c.Notes)
+	}
+	v := c.Store.Vault
+	if c.Environment != "staging" || v.Auth.Kubernetes.Role != "postern-server" || v.Mount != "kv" || v.Namespace != "team" || len(c.Issuers) != 1 {
+		t.Errorf("%+v", c)
+	}
+	spec := at(o["Deployment/postern-server"], "spec", "template", "spec")
+	container := at(spec, "containers", 0)
+	mounts := map[string]string{}
+	list, _ := at(container, "volumeMounts").([]any)
+	for _, m := range list {
+		mounts[fmt.Sprint(at(m, "name"))] = fmt.Sprint(at(m, "mountPath"))
+	}
+	for file, dir := range map[string]string{v.CAFile: mounts["vault-ca"], v.Auth.Kubernetes.TokenFile: mounts["token"], c.Server.CertFile: mounts["tls"], c.Server.KeyFile: mounts["tls"]} {
+		if dir == "" || !strings.HasPrefix(file, dir+"/") {
+			t.Errorf("%s is in no volume: %v", file, mounts)
+		}
+	}
+	if got := fmt.Sprint(at(container, "args")); got != "[server -c "+mounts["config"]+"/server.yaml]" {
+		t.Errorf("it is started with %s", got)
+	}
+	if at(spec, "automountServiceAccountToken") != false || at(spec, "serviceAccountName") != "postern-server" || at(o["Deployment/postern-server"], "spec", "replicas") != 2 {
+		t.Errorf("%v", spec)
+	}
+	volumes := fmt.Sprint(at(spec, "volumes"))
+	for _, want := range []string{"audience:vault", "secretName:postern-server-tls", "[map[key:root.pem path:ca.crt]] name:vault-ca"} {
+		if !strings.Contains(volumes, want) {
+			t.Errorf("the volumes lack %s: %s", want, volumes)
+		}
+	}
+	// Its probes and its scraper ask for what it answers.
+	if !strings.HasSuffix(c.Server.Listen, fmt.Sprintf(":%v", at(container, "ports", 0, "containerPort"))) {
+		t.Errorf("it listens at %s", c.Server.Listen)
+	}
+	for _, probe := range []string{"livenessProbe", "readinessProbe"} {
+		if at(container, probe, "httpGet", "scheme") != "HTTPS" {
+			t.Errorf("%s: %v", probe, at(container, probe))
+		}
 	}
 }
 
-// Without an image of its own `helm test` asks the agent beside it, where agents listen.
-func TestHelmsTestAsksTheAgent(t *testing.T) {
-	o := objects(t, injection(t)...)
-	pod := o["Pod/acme-test"]
-	if at(pod, "metadata", "labels", webhook.LabelInject) != "true" || at(pod, "metadata", "namespace") == "postern-system" {
+// Without an image of its own `helm test` asks the agent beside it, where agents listen; with one it sends a request.
+func TestHelmsTest(t *testing.T) {
+	pod := objects(t, template(t, "example")...)["Pod/postern-test"]
+	if at(pod, "metadata", "labels", webhook.LabelInject) != "true" || at(pod, "metadata", "annotations", "helm.sh/hook") != "test" || at(pod, "metadata", "namespace") != "default" {
 		t.Errorf("the pod is not injected: %v", pod["metadata"])
 	}
 	c := at(pod, "spec", "containers", 0)
 	text, _ := at(c, "env", 0, "value").(string)
+	args, _ := at(c, "args").([]any)
+	var line []string
+	for _, a := range args {
+		line = append(line, fmt.Sprint(a))
+	}
 	cfg, err := config.Load("", func(name string) string { return map[string]string{"POSTERN_CONFIG": text}[name] })
-	if err != nil || cfg.Listen.Admin != "127.0.0.1:8701" || fmt.Sprint(at(c, "args")) != "[status --ready]" {
+	if err != nil || cfg.Listen.Admin != "127.0.0.1:8701" {
 		t.Errorf("%v, %v", c, err)
 	}
-	curl := objects(t, injection(t, "--set", "test.image=curl")...)
-	if got := fmt.Sprint(at(curl["Pod/acme-test"], "spec", "containers", 0, "args")); !strings.Contains(got, `"$OPENAI_BASE_URL/models"`) {
-		t.Error(got)
+	config := strings.Replace(text, "{version: 1,", `{version: 1, listen: {admin: "127.0.0.1:1"},`, 1)
+	if _, said, code := agenttest.RunEnv(t, agenttest.Env(t.TempDir(), "POSTERN_CONFIG="+config), "", line...); code != 1 || !strings.Contains(said, "no agent answers") {
+		t.Errorf("beside no agent: exit code %d: %s", code, said)
 	}
-}
-
-// Every pod of the chart's own meets the restricted profile.
-func TestPodsAreRestricted(t *testing.T) {
-	for name, o := range objects(t, injection(t)...) {
-		spec := at(o, "spec", "template", "spec")
-		if strings.HasPrefix(name, "Pod/") {
-			spec = o["spec"]
-		}
-		list, _ := at(spec, "containers").([]any)
-		for _, c := range list {
-			sc := at(c, "securityContext")
-			if at(spec, "securityContext", "runAsNonRoot") != true || at(spec, "securityContext", "seccompProfile", "type") != "RuntimeDefault" ||
-				at(sc, "allowPrivilegeEscalation") != false || at(sc, "readOnlyRootFilesystem") != true || fmt.Sprint(at(sc, "capabilities", "drop")) != "[ALL]" {
-				t.Errorf("%s: %v", name, c)
-			}
-		}
+	full := objects(t, template(t, "full")...)["Pod/postern-test"]
+	script := fmt.Sprint(at(full, "spec", "containers", 0, "args"))
+	if at(full, "metadata", "namespace") != "shop" || at(full, "spec", "serviceAccountName") != "checkout" || strings.Count(script, `"$OPENAI_BASE_URL/models"`) != 2 {
+		t.Errorf("%v", full)
 	}
-}
 
-func TestWrongInjectorValuesAreRefused(t *testing.T) {
-	for value, want := range map[string]string{
-		"injector.bogus=1": "bogus", "injection.mode=x": "/injection/mode", "injector.replicas=0": "/injector/replicas", "injector.timeoutSeconds=10": "/injector/timeoutSeconds",
-		"injector.failurePolicy=Maybe": "/injector/failurePolicy", "injector.certificates.mode=existing": "/injector/certificates", "injector.certificates.mode=cert-manager": "/injector/certificates",
-		"injection.runAsUser=root": "/injection/runAsUser", "server.tlsSecret=": "/server/tlsSecret", "vault.role=": "/vault/role", "podMonitor.x=1": "'x'", "test.y=1": "'y'",
-	} {
-		if _, err := helm(t, injection(t, "--set", value)...); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("--set %s: want an error that holds %s, got %v", value, want, err)
-		}
-	}
-}
-
-// Every metric that rules and dashboard name is documented, and so exists.
-func TestRulesAndDashboardNameMetricsThatExist(t *testing.T) {
-	known := map[string]bool{}
-	for _, file := range []string{"docs/METRICS.md", "docs/INJECTION.md"} {
-		text, err := os.ReadFile(path(t, file))
+	// The injector takes both as they are.
+	for _, set := range []string{"example", "full", "cert-manager"} {
+		o := objects(t, template(t, set)...)
+		text, _ := at(o["ConfigMap/postern-injector"], "data", "defaults.yaml").(string)
+		d, err := webhook.ParseDefaults([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile("(?m)^\\| `(postern_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
-			known[m[1]] = true
-		}
-	}
-	metric := regexp.MustCompile(`\bpostern_[a-z_]+`)
-	o := objects(t, injection(t)...)
-	check := func(where, expr string) {
-		names := metric.FindAllString(expr, -1)
-		if len(names) == 0 {
-			t.Errorf("%s names no metric: %s", where, expr)
-		}
-		for _, n := range names {
-			if !known[n] && !known[strings.TrimSuffix(n, "_bucket")] {
-				t.Errorf("%s: %s does not exist", where, n)
-			}
-		}
-	}
-	rules, _ := at(o["PrometheusRule/acme-rules"], "spec", "groups", 0, "rules").([]any)
-	if len(rules) < 10 {
-		t.Errorf("%d rules", len(rules))
-	}
-	for _, r := range rules {
-		name := fmt.Sprint(at(r, "alert"))
-		check(name, fmt.Sprint(at(r, "expr")))
-		for _, a := range []string{"summary", "description"} {
-			if s, _ := at(r, "annotations", a).(string); s == "" {
-				t.Errorf("%s has no %s", name, a)
-			}
-		}
-	}
-	var dash any
-	text, _ := at(o["ConfigMap/acme-dashboard"], "data", "postern.json").(string)
-	if err := json.Unmarshal([]byte(text), &dash); err != nil {
-		t.Fatal(err)
-	}
-	panels, _ := at(dash, "panels").([]any)
-	for _, p := range panels {
-		targets, _ := at(p, "targets").([]any)
-		for _, q := range targets {
-			check(fmt.Sprint(at(p, "title")), fmt.Sprint(at(q, "expr")))
-		}
-	}
-	if len(panels) < 8 {
-		t.Errorf("%d panels", len(panels))
-	}
-}
-
-// charts/postern/README.md is made from the comments of values.yaml.
-func TestReadmeIsMadeFromTheValues(t *testing.T) {
-	file := path(t, "charts/postern/values.yaml")
-	raw, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	b.WriteString("# postern\n\nThe admission webhook that gives labelled pods the agent, and what belongs to it. ../../docs/INJECTION.md says what a pod gets.\n\n```\nhelm install postern charts/postern --namespace postern-system --create-namespace \\\n  --set vault.address=https://vault.example:8200 --set vault.role=postern-agent\nkubectl label namespace NAMESPACE postern.dev/inject=true\n```\n\nThis file is made from the comments of values.yaml; a value that is not here is refused.\n\n| value | default | |\n|---|---|---|\n")
-	rows(&b, "", doc.Content[0])
-	readme := filepath.Join(filepath.Dir(file), "README.md")
-	if *update {
-		if err := os.WriteFile(readme, []byte(b.String()), 0o644); err != nil {
+		raw, err := yaml.Marshal(o["Pod/postern-test"])
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	have, err := os.ReadFile(readme)
-	if err != nil || string(have) != b.String() {
-		t.Errorf("charts/postern/README.md is not what values.yaml says (go test ./test/chart -update writes it): %v", err)
-	}
-}
-
-func rows(b *strings.Builder, prefix string, n *yaml.Node) {
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		k, v := n.Content[i], n.Content[i+1]
-		said := []string{}
-		for _, c := range []string{k.HeadComment, k.LineComment, v.LineComment} {
-			for line := range strings.Lines(c) {
-				if s := strings.TrimSpace(strings.TrimLeft(strings.TrimSpace(line), "#")); s != "" && !slices.Contains(said, s) {
-					said = append(said, s)
-				}
-			}
+		var p corev1.Pod
+		if err := strict.UnmarshalStrict(raw, &p); err != nil {
+			t.Fatal(err)
 		}
-		text := strings.ReplaceAll(strings.Join(said, " "), "|", "\\|")
-		if v.Kind == yaml.MappingNode && len(v.Content) > 0 && v.Style&yaml.FlowStyle == 0 {
-			if text != "" {
-				fmt.Fprintf(b, "| **%s%s** | | %s |\n", prefix, k.Value, text)
-			}
-			rows(b, prefix+k.Value+".", v)
-			continue
+		if res, err := webhook.Inject(&p, webhook.Place{Namespace: p.Namespace, Kubernetes: "v1.36.3"}, d); err != nil || len(res.Patch) == 0 || len(res.Findings) > 1 {
+			t.Errorf("%s: %+v, %v", set, res, err)
 		}
-		plain := *v
-		plain.LineComment, plain.HeadComment, plain.FootComment = "", "", ""
-		plain.Style |= yaml.FlowStyle
-		def, _ := yaml.Marshal(&plain)
-		fmt.Fprintf(b, "| %s%s | `%s` | %s |\n", prefix, k.Value, strings.TrimSpace(string(def)), text)
 	}
 }

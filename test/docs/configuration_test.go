@@ -149,15 +149,15 @@ func TestEveryExampleLoads(t *testing.T) {
 	}
 }
 
-// What stands in a folder is no configuration: the tests of the cluster apply it.
+// What stands in a folder is no configuration: the tests of the cluster or of the chart use it.
 func TestEveryExampleFolderIsRun(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests, err := filepath.Glob(filepath.Join(root(t), "test", "cluster", "*_test.go"))
+	tests, err := filepath.Glob(filepath.Join(root(t), "test", "c*", "*_test.go"))
 	if err != nil || len(tests) == 0 {
-		t.Fatalf("no tests of the cluster: %v", err)
+		t.Fatalf("no tests of the cluster or the chart: %v", err)
 	}
 	var text strings.Builder
 	for _, file := range tests {
@@ -169,7 +169,7 @@ func TestEveryExampleFolderIsRun(t *testing.T) {
 	}
 	for _, file := range files {
 		if name := filepath.Base(file); !strings.Contains(text.String(), name) {
-			t.Errorf("no test of the cluster applies %s", file)
+			t.Errorf("no test of the cluster or the chart uses %s", file)
 		}
 	}
 }

@@ -19,7 +19,7 @@ type DebianProgram struct {
 	Dir     string // where it lies, if no PATH leads there
 }
 
-// The programs that run containers and build images.
+// The programs that run containers, build images and check alerts.
 var (
 	Runc     = DebianProgram{Name: "runc", Package: "runc"}
 	Bridge   = DebianProgram{Name: "bridge", Package: "containernetworking-plugins", Dir: "/usr/lib/cni"}
@@ -27,10 +27,11 @@ var (
 	IP       = DebianProgram{Name: "ip", Package: "iproute2"}
 	Buildah  = DebianProgram{Name: "buildah", Package: "buildah"}
 	Busybox  = DebianProgram{Name: "busybox", Package: "busybox-static"}
+	Promtool = DebianProgram{Name: "promtool", Package: "prometheus"}
 )
 
 // Debian are all of them.
-var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox}
+var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox, Promtool}
 
 // Find returns the program's path. A missing package is installed if this
 // process may do so, which is what a machine of CI is like; the error says why
