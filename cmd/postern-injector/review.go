@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -150,7 +151,9 @@ func (r *reviewer) allow(req *admissionv1.AdmissionRequest, pod *corev1.Pod, res
 	}
 	r.metrics.reviews.WithLabelValues(result, res.Skipped.Reason).Inc()
 	r.log.Debug(result, "namespace", req.Namespace, "pod", podName(pod), "reason", res.Skipped.Reason)
-	a.AuditAnnotations = map[string]string{"result": result + " " + res.Skipped.Reason}
+	if !res.Again && res.Skipped.Reason != webhook.AlreadyInjected { // asked again about one pod, the API server would refuse, and log, a second text
+		a.AuditAnnotations = map[string]string{"result": strings.TrimSpace(result + " " + res.Skipped.Reason)}
+	}
 	if len(res.Patch) > 0 {
 		text, err := json.Marshal(res.Patch)
 		if err != nil {

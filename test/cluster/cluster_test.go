@@ -38,18 +38,18 @@ func TestCluster(t *testing.T) {
 	w := newWorld(t)
 	t.Run("Vault knows ServiceAccounts", w.knowsServiceAccounts)
 	if w.Level < cluster.HostNetwork {
-		cluster.NotRun(t, "sidecar in a pod", fmt.Errorf("level %v: %s", w.Level, w.Why))
+		agenttest.NotRun(t, "sidecar in a pod", fmt.Errorf("level %v: %s", w.Level, w.Why))
 		t.Run("the agent as a process", w.asProcess)
 		return
 	}
 	if missing := w.loadImages(t); missing != nil {
-		cluster.NotRun(t, "sidecar in a pod", missing)
+		agenttest.NotRun(t, "sidecar in a pod", missing)
 		return
 	}
 	t.Run("sidecar", w.sidecar)
 	t.Run("unbound ServiceAccount", w.unbound)
 	if w.Level < cluster.Full {
-		cluster.NotRun(t, "Services and names", fmt.Errorf("level %v: %s", w.Level, w.Why))
+		agenttest.NotRun(t, "Services and names", fmt.Errorf("level %v: %s", w.Level, w.Why))
 	}
 }
 
@@ -69,7 +69,7 @@ func TestLowerLevels(t *testing.T) {
 				return
 			}
 			if missing := w.loadImages(t); missing != nil {
-				cluster.NotRun(t, "sidecar at level "+level.String(), missing)
+				agenttest.NotRun(t, "sidecar at level "+level.String(), missing)
 				return
 			}
 			w.sidecar(t)

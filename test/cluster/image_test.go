@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/test/cluster"
 )
 
@@ -51,7 +52,7 @@ func TestImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	if agent.missing != nil {
-		cluster.NotRun(t, "images", agent.missing)
+		agenttest.NotRun(t, "images", agent.missing)
 		return
 	}
 	for _, c := range []struct {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"testing"
 )
 
 // Level is how much of a cluster a machine can run. Each level has all that the ones below it have.
@@ -40,27 +39,4 @@ func highest() (Level, string, error) {
 		return None, "", fmt.Errorf("POSTERN_CLUSTER_LEVEL is %q, not one of %s", name, strings.Join(levels, ", "))
 	}
 	return Level(i), "POSTERN_CLUSTER_LEVEL is " + name, nil
-}
-
-// NotRun says that a part could not be shown here, and why: on standard output
-// and in the file named by $POSTERN_NOTRUN. With CI=true it is a failure.
-func NotRun(t testing.TB, part string, reason error) {
-	t.Helper()
-	line := fmt.Sprintf("NOT RUN: %s: %s\n", part, strings.Join(strings.Fields(reason.Error()), " "))
-	if os.Getenv("CI") == "true" {
-		t.Error(line)
-	}
-	fmt.Print(line)
-	path := os.Getenv("POSTERN_NOTRUN")
-	if path == "" {
-		return
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(line); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -7,9 +7,9 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/postern-proxy/postern/test/cluster"
+	"github.com/postern-proxy/postern/agent/agenttest"
 )
 
 func TestCluster(t *testing.T) {
-	cluster.NotRun(t, "cluster", errors.New("a node of Kubernetes needs Linux, this is "+runtime.GOOS))
+	agenttest.NotRun(t, "cluster", errors.New("a node of Kubernetes needs Linux, this is "+runtime.GOOS))
 }

@@ -142,7 +142,7 @@ func (w *world) token(t *testing.T, namespace, account, audience string) string 
 
 // pod is what the tests look at in the example's pod.
 type pod struct {
-	Metadata struct{ Name, UID string }
+	Metadata struct{ Name, UID, DeletionTimestamp string }
 	Status   struct {
 		PodIP                                    string
 		Conditions                               []struct{ Type, Status, LastTransitionTime string }
