@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -31,6 +32,15 @@ var (
 	serviceForm     = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 	variableName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
+
+// CheckProxyID says whether a proxy id has the form of one. The error reads on
+// from the name of the field, or from "must be".
+func CheckProxyID(s string) error {
+	if !proxyIDForm.MatchString(s) {
+		return errors.New("px_ and then lower-case letters, digits, _ and -, as in px_acme_prod")
+	}
+	return nil
+}
 
 // finish fills in defaults, makes paths absolute and says what is wrong.
 type finish struct {

@@ -25,6 +25,14 @@ func newAnthropic(o Options) (Issuer, error) {
 	return &anthropic{vendor: *v}, nil
 }
 
+// call is a request about one API key.
+func (p *anthropic) call(what, method, id, admin string) call {
+	return call{
+		what: what, method: method, url: p.base + "/v1/organizations/api_keys/" + url.PathEscape(id),
+		header: http.Header{"X-Api-Key": {admin}, "Anthropic-Version": {anthropicVersion}}, secrets: []string{admin},
+	}
+}
+
 // Create implements Issuer: ErrUnsupported.
 func (p *anthropic) Create(context.Context, Request) (*Issued, error) {
 	return nil, fail(ErrUnsupported, "anthropic: keys are made in its Console alone: make one there, and store it with `postern keys rotate`")
@@ -33,22 +41,16 @@ func (p *anthropic) Create(context.Context, Request) (*Issued, error) {
 // Revoke implements Issuer.
 func (p *anthropic) Revoke(ctx context.Context, id string) error {
 	const what = "turn an API key off"
-	if err := p.checkID(id); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, id)
 	if err != nil {
 		return err
 	}
 	var answer struct {
 		Status string `json:"status"`
 	}
-	err = p.do(ctx, call{
-		what: what, method: http.MethodPost, url: p.base + "/v1/organizations/api_keys/" + url.PathEscape(id),
-		header:  http.Header{"X-Api-Key": {admin}, "Anthropic-Version": {anthropicVersion}},
-		body:    object("status", "inactive"),
-		secrets: []string{admin},
-	}, &answer)
+	c := p.call(what, http.MethodPost, id, admin)
+	c.body = object("status", "inactive")
+	err = p.do(ctx, c, &answer)
 	switch {
 	case err != nil:
 		return gone(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/url"
 )
 
 // ErrForeign: the credential was not made for the key on whose behalf it was to
@@ -51,10 +50,7 @@ func (v *vendor) labelled(ctx context.Context, c call, o Owner, into any, label 
 
 // Check implements Checker.
 func (p *openAI) Check(ctx context.Context, id string, o Owner) error {
-	if err := p.checkID(id); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -67,10 +63,7 @@ func (p *openAI) Check(ctx context.Context, id string, o Owner) error {
 
 // Check implements Checker.
 func (p *openRouter) Check(ctx context.Context, hash string, o Owner) error {
-	if err := p.checkID(hash); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, hash)
 	if err != nil {
 		return err
 	}
@@ -86,21 +79,14 @@ func (p *openRouter) Check(ctx context.Context, hash string, o Owner) error {
 // Check implements Checker: whoever makes a key in the Console names it after
 // the key here.
 func (p *anthropic) Check(ctx context.Context, id string, o Owner) error {
-	if err := p.checkID(id); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, id)
 	if err != nil {
 		return err
 	}
 	var answer struct {
 		Name string `json:"name"`
 	}
-	c := call{
-		what: "look at an API key", method: http.MethodGet, url: p.base + "/v1/organizations/api_keys/" + url.PathEscape(id),
-		header: http.Header{"X-Api-Key": {admin}, "Anthropic-Version": {anthropicVersion}}, secrets: []string{admin},
-	}
-	return p.labelled(ctx, c, o, &answer, &answer.Name)
+	return p.labelled(ctx, p.call("look at an API key", http.MethodGet, id, admin), o, &answer, &answer.Name)
 }
 
 // Check implements Checker: what is in the slot now was stored as a version of

@@ -64,10 +64,7 @@ func (p *openAI) Create(ctx context.Context, r Request) (*Issued, error) {
 // Revoke implements Issuer. "Not found" counts as gone only where the project
 // itself is found: the account of a project that is no longer configured lives on.
 func (p *openAI) Revoke(ctx context.Context, id string) error {
-	if err := p.checkID(id); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -64,10 +64,7 @@ func (p *openRouter) Create(ctx context.Context, r Request) (*Issued, error) {
 
 // Revoke implements Issuer.
 func (p *openRouter) Revoke(ctx context.Context, hash string) error {
-	if err := p.checkID(hash); err != nil {
-		return err
-	}
-	admin, err := p.apiKey(ctx)
+	admin, err := p.adminFor(ctx, hash)
 	if err != nil {
 		return err
 	}

@@ -88,6 +88,15 @@ func (v *vendor) apiKey(ctx context.Context) (string, error) {
 	return v.field(fields, "api_key")
 }
 
+// adminFor is apiKey for an operation on the credential with this id, which is
+// checked first: then nothing is read for one that is none.
+func (v *vendor) adminFor(ctx context.Context, id string) (string, error) {
+	if err := v.checkID(id); err != nil {
+		return "", err
+	}
+	return v.apiKey(ctx)
+}
+
 func destroy(fields map[string]*secret.Value) {
 	for _, value := range fields {
 		value.Destroy()

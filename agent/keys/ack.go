@@ -40,26 +40,19 @@ func (m *Manager) readAcks(ctx context.Context, name string, to rotation.ID) ([]
 	now := m.now()
 	var (
 		mu     sync.Mutex
-		wg     sync.WaitGroup
 		agents []Agent
 		failed error
 	)
-	slots := make(chan struct{}, ackReaders)
-	for _, path := range paths {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			a, ok, err := m.readAck(ctx, path, name, to, now)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				failed = err
-			} else if ok {
-				agents = append(agents, a)
-			}
-		})
-	}
-	wg.Wait()
+	inParallel(len(paths), ackReaders, func(i int) {
+		a, ok, err := m.readAck(ctx, paths[i], name, to, now)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			failed = err
+		} else if ok {
+			agents = append(agents, a)
+		}
+	})
 	slices.SortFunc(agents, func(a, b Agent) int { return cmp.Or(cmp.Compare(a.Name, b.Name), a.At.Compare(b.At)) })
 	return agents, failed
 }

@@ -68,7 +68,7 @@ func (m *Manager) Add(ctx context.Context, name string, value *secret.Value, met
 	if err := m.intend(ctx, event); err != nil {
 		return Added{}, err
 	}
-	v, err := m.write(ctx, name, value, meta, a)
+	v, err := m.storeNext(ctx, name, value, meta, a)
 	if err != nil {
 		event.Outcome, event.Reason = OutcomeFailed, err.Error()
 		m.record(ctx, event)
@@ -92,10 +92,8 @@ func (m *Manager) mayAdd(ctx context.Context, name string, value *secret.Value, 
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	shape := errors.New("there is none, or it was destroyed")
-	value.Use(func(b []byte) { shape = secret.CheckKey(b) })
-	if shape != nil {
-		return nil, fmt.Errorf("the key of %s: %w", name, shape)
+	if err := shaped(name, value); err != nil {
+		return nil, err
 	}
 	if err := CheckProviderID(meta.ProviderID); err != nil {
 		return nil, err
@@ -125,7 +123,7 @@ func (m *Manager) mayAdd(ctx context.Context, name string, value *secret.Value, 
 	}
 	if md != nil {
 		after := *md
-		after.MaxVersions = max(md.MaxVersions, maxVersions) // as describe is about to write
+		after.MaxVersions = max(md.MaxVersions, maxVersions) // as writeMeta is about to write
 		if err := m.pushesOut(&after, r); err != nil {
 			return nil, err
 		}
@@ -135,7 +133,7 @@ func (m *Manager) mayAdd(ctx context.Context, name string, value *secret.Value, 
 		return nil, err
 	}
 	for _, f := range found {
-		if f.ID == m.Scope.id(name) && f.Version >= a.next {
+		if f.ID == m.Scope.ID(name) && f.Version >= a.next {
 			continue // an Add that was cut off
 		}
 		a.warnings = append(a.warnings, "the same value was stored as version "+strconv.Itoa(f.Version)+" of "+f.ProxyID+"/"+f.Name+" before; revoking one of them at the provider ends both")
@@ -167,11 +165,6 @@ func (m *Manager) openRecord(ctx context.Context, name string, a *adding) (*rota
 	return &e.Record, nil
 }
 
-// underWay reports whether a rotation is open.
-func underWay(r *rotation.Record) bool {
-	return r != nil && r.Phase != rotation.PhaseNone && !r.Closed
-}
-
 func orSomebody(actor string) string {
 	if actor == "" {
 		return "somebody"
@@ -179,10 +172,10 @@ func orSomebody(actor string) string {
 	return actor
 }
 
-// write describes the key, claims the value and stores it, in this order: what
+// storeNext describes the key, claims the value and stores it, in this order: what
 // is cut off in between leaves nothing that serves.
-func (m *Manager) write(ctx context.Context, name string, value *secret.Value, meta Meta, a *adding) (v store.Version, err error) {
-	if err := m.describe(ctx, name, meta, a); err != nil {
+func (m *Manager) storeNext(ctx context.Context, name string, value *secret.Value, meta Meta, a *adding) (v store.Version, err error) {
+	if err := m.writeMeta(ctx, name, meta, a); err != nil {
 		return v, err
 	}
 	if err := m.claimDigest(ctx, name, a.next, value); err != nil {
@@ -204,8 +197,8 @@ func (m *Manager) write(ctx context.Context, name string, value *secret.Value, m
 	return v, err
 }
 
-// describe writes the custom metadata where it is new or changed.
-func (m *Manager) describe(ctx context.Context, name string, meta Meta, a *adding) error {
+// writeMeta writes the custom metadata where it is new or changed.
+func (m *Manager) writeMeta(ctx context.Context, name string, meta Meta, a *adding) error {
 	custom, keep := map[string]string{}, maxVersions
 	if a.md != nil {
 		custom = maps.Clone(a.md.Custom)

@@ -1,7 +1,6 @@
 package keys
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/postern-proxy/postern/agent/issuer"
 	"github.com/postern-proxy/postern/agent/provider"
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/secret"
@@ -119,7 +117,7 @@ func (u *run) look(ctx context.Context) (*situation, *entry, error) {
 		value: u.value != nil, mine: e.Holder == u.holder, began: u.began, beaten: u.beaten, wrote: u.wrote,
 		probed: u.probed, unread: u.unread, denied: u.denied,
 	}
-	s.issuer = u.issuerOf(s) != nil
+	s.issuer = u.issuerOf(s.provider()) != nil
 	if !s.open() || e.To.Created.IsZero() || e.Phase == rotation.PhaseRevoke {
 		return s, e, nil
 	}
@@ -147,15 +145,8 @@ func softly(err error) bool {
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// providerOf is the provider of a key.
-func (s situation) provider() string { return cmp.Or(s.md.Custom[metaProvider], s.name) }
-
-func (u *run) issuerOf(s *situation) issuer.Issuer {
-	if u.Issuer == nil {
-		return nil
-	}
-	return u.Issuer(s.provider())
-}
+// provider is that of the key.
+func (s situation) provider() string { return providerOf(s.md, s.name) }
 
 // errNoHalt: something stands in a halt's place that is none. Agents do without
 // it, and nobody has the right to remove it.
@@ -189,7 +180,7 @@ func (m *Manager) readHalt(ctx context.Context, name string, id rotation.ID) (*r
 func (u *run) describe(s *situation, next step, now time.Time) Rotation {
 	r := s.r
 	rot := Rotation{
-		ID: u.Scope.id(u.name), Name: u.name, Environment: u.Scope.Environment, ProxyID: u.Scope.ProxyID,
+		ID: u.Scope.ID(u.name), Name: u.name, Environment: u.Scope.Environment, ProxyID: u.Scope.ProxyID,
 		Phase: r.Phase, Closed: r.Closed, Managed: r.Managed, From: r.From.Number, To: r.To.Number, Ramp: r.Ramp,
 		RequestedAt: r.RequestedAt, StartedAt: r.StartedAt, Weight: weight(r, now), Actor: r.Actor, Reason: r.Reason,
 		Agents: s.agents, Waiting: next.waiting, Next: next.next, Overdue: s.open() && next.late(now),

@@ -54,7 +54,7 @@ func (m *Manager) readClaim(ctx context.Context, path string) (Found, error) {
 	}
 	s := Scope{text("environment"), text("proxy_id")}
 	f := Found{Name: text("name"), Environment: s.Environment, ProxyID: s.ProxyID}
-	f.ID = s.id(f.Name)
+	f.ID = s.ID(f.Name)
 	f.Version, err = strconv.Atoi(text("version"))
 	if err != nil || f.Version < 1 || f.Environment == "" || f.ProxyID == "" || CheckName(f.Name) != nil {
 		return Found{}, fmt.Errorf("%s: is no entry of postern's (environment, proxy_id, name, version)", path)
@@ -124,7 +124,7 @@ func (m *Manager) claimDigest(ctx context.Context, name string, version int, val
 	if digest == "" {
 		return fmt.Errorf("the key of %s: the value was destroyed", name)
 	}
-	mine := Found{ID: m.Scope.id(name), Name: name, Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Version: version}
+	mine := Found{ID: m.Scope.ID(name), Name: name, Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Version: version}
 	for range maxClaims {
 		found, free, err := m.claims(ctx, digest)
 		if err != nil {

@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/postern-proxy/postern/agent/issuer"
@@ -30,15 +31,7 @@ func (m *Manager) isOwn(ctx context.Context, at issuer.Issuer, name, id string) 
 		Label: func(label string) bool { return strings.HasPrefix(label+" ", mine) },
 		Stored: func(ctx context.Context, digest string) (bool, error) {
 			found, _, err := m.claims(ctx, digest)
-			if err != nil {
-				return false, err
-			}
-			for _, f := range found {
-				if f.ID == m.Scope.id(name) {
-					return true, nil
-				}
-			}
-			return false, nil
+			return slices.ContainsFunc(found, func(f Found) bool { return f.ID == m.Scope.ID(name) }), err
 		},
 	})
 }

@@ -4,11 +4,14 @@
 package keys
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 
+	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
 )
 
@@ -36,11 +39,35 @@ func CheckName(name string) error {
 	return nil
 }
 
+// shaped says whether a value can be a key.
+func shaped(name string, value *secret.Value) error {
+	shape := errors.New("there is none, or it was destroyed")
+	value.Use(func(b []byte) { shape = secret.CheckKey(b) })
+	if shape != nil {
+		return fmt.Errorf("the key of %s: %w", name, shape)
+	}
+	return nil
+}
+
+// Names are the keys of the scope, sorted. It takes the right to list them, and no other.
+func (m *Manager) Names(ctx context.Context) ([]string, error) {
+	return m.namesIn(ctx, m.Scope.folder())
+}
+
+// namesIn leaves out folders, and what is not ours.
+func (m *Manager) namesIn(ctx context.Context, folder string) ([]string, error) {
+	all, err := m.Store.List(ctx, folder)
+	return slices.DeleteFunc(all, func(n string) bool { return CheckName(n) != nil }), err
+}
+
 // absent says that there is no such key. It is a store.ErrNotFound.
 type absent struct{ text string }
 
 func (a absent) Error() string        { return a.text }
 func (a absent) Is(target error) bool { return target == store.ErrNotFound }
+
+// providerOf is the provider of a key.
+func providerOf(md *store.Metadata, name string) string { return cmp.Or(md.Custom[metaProvider], name) }
 
 // mustMetadata is an absent error where there is no key.
 func (m *Manager) mustMetadata(ctx context.Context, name string) (*store.Metadata, error) {

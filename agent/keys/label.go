@@ -100,13 +100,13 @@ func notIn(value *secret.Value, texts ...string) error {
 
 // labelTaken returns in broken which other key of the scope is in the way.
 func (m *Manager) labelTaken(ctx context.Context, name, service, label string) (broken, err error) {
-	names, err := m.Store.List(ctx, m.Scope.folder())
+	names, err := m.Names(ctx)
 	if err != nil {
 		return nil, err
 	}
 	env := m.Scope.Environment
 	for _, other := range names {
-		if other == name || CheckName(other) != nil {
+		if other == name {
 			continue
 		}
 		md, err := m.Store.Metadata(ctx, m.Scope.Path(other))

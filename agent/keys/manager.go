@@ -23,8 +23,8 @@ func (s Scope) folder() string {
 	return "provider-keys/" + s.Environment + "/" + s.ProxyID + "/"
 }
 
-// id is what the management API calls a key: <environment>.<proxy_id>.<name>.
-func (s Scope) id(name string) string { return s.Environment + "." + s.ProxyID + "." + name }
+// ID is what the management API calls a key: <environment>.<proxy_id>.<name>.
+func (s Scope) ID(name string) string { return s.Environment + "." + s.ProxyID + "." + name }
 
 func (s Scope) record(name string) string {
 	return "rotations/" + s.Environment + "/" + s.ProxyID + "/" + name
@@ -75,6 +75,14 @@ func (m *Manager) logger() *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return m.Logger
+}
+
+// issuerOf is nil where nobody makes and revokes a provider's credentials from here.
+func (m *Manager) issuerOf(providerName string) issuer.Issuer {
+	if m.Issuer == nil {
+		return nil
+	}
+	return m.Issuer(providerName)
 }
 
 // poll is how often agents look.

@@ -111,7 +111,7 @@ func decide(s situation, now time.Time) step {
 	return next
 }
 
-func (s situation) open() bool { return s.r.Phase != rotation.PhaseNone && !s.r.Closed }
+func (s situation) open() bool { return underWay(s.r) }
 
 func (s situation) main(now time.Time) step {
 	r := s.r
@@ -273,7 +273,7 @@ func (s situation) validating(now time.Time) step {
 	switch {
 	case s.held(now):
 		return s.hold()
-	case now.Before(v.Next):
+	case pending(v.Next, now, failMost):
 		return step{waiting: fmt.Sprintf("the provider to know its new credential (%s); it is asked again at %s", v.Trouble, clock(v.Next)), next: v.Next}
 	case s.probed == nil && s.prober && (s.value || !s.unread):
 		return step{move: moveProbe, due: s.r.HeldUntil}

@@ -8,14 +8,21 @@ import (
 	"github.com/postern-proxy/postern/agent/store"
 )
 
-// about is what the record says of a version.
-func (s situation) about(id rotation.ID) rotation.VersionRecord {
-	for _, v := range s.r.Versions {
+// recorded is what the record says of a version.
+func recorded(r *rotation.Record, id rotation.ID) rotation.VersionRecord {
+	for _, v := range r.Versions {
 		if v.ID.Equal(id) {
 			return v
 		}
 	}
 	return rotation.VersionRecord{ID: id}
+}
+
+func (s situation) about(id rotation.ID) rotation.VersionRecord { return recorded(s.r, id) }
+
+// underWay reports whether a rotation is open. r may be nil.
+func underWay(r *rotation.Record) bool {
+	return r != nil && r.Phase != rotation.PhaseNone && !r.Closed
 }
 
 func idOf(v store.Version) rotation.ID { return rotation.ID{Number: v.Number, Created: v.Created} }
@@ -36,10 +43,8 @@ func (s situation) readable(id rotation.ID) bool {
 
 // newest is the newest readable version.
 func (s situation) newest() rotation.ID {
-	for _, v := range slices.Backward(s.md.Versions) {
-		if v.Readable() {
-			return idOf(v)
-		}
+	if i := newestReadable(s.md); i >= 0 {
+		return idOf(s.md.Versions[i])
 	}
 	return rotation.ID{}
 }

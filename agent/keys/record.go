@@ -67,13 +67,27 @@ func (e *entry) hold(holder string, now time.Time) { e.Holder, e.HeldUntil = hol
 
 func (e *entry) release() { e.Holder, e.HeldUntil = "", time.Time{} }
 
+// move gives the new version another id. What the record says of it goes along.
+func (e *entry) move(to rotation.ID) {
+	for i := range e.Versions {
+		if e.Versions[i].ID.Equal(e.To) {
+			e.Versions[i].ID = to
+		}
+	}
+	e.To = to
+}
+
 // First and longest waits after what failed.
 const failFirst, failMost = 30 * time.Second, time.Hour
 
 // fail notes an attempt at a version that failed, and when to try again.
 func (e *entry) fail(id rotation.ID, trouble string, now time.Time) {
-	v := e.Version(id)
-	v.Next = now.Add(min(failFirst<<min(max(v.Attempts, 0), 16), failMost))
+	failed(e.Version(id), trouble, now, failFirst)
+}
+
+// failed is fail with another first wait. Each one is twice as long as the one before, up to failMost.
+func failed(v *rotation.VersionRecord, trouble string, now time.Time, first time.Duration) {
+	v.Next = now.Add(min(first<<min(max(v.Attempts, 0), 16), failMost))
 	v.Attempts++
 	v.Trouble = trouble
 }

@@ -63,7 +63,7 @@ func (m *Manager) Revoke(ctx context.Context, name string, o RevokeOptions) (Rev
 	if err != nil {
 		return Revoked{}, err
 	}
-	r := Revoked{ID: m.Scope.id(name), Name: name, Destroyed: []int{}, AtProvider: []int{}}
+	r := Revoked{ID: m.Scope.ID(name), Name: name, Destroyed: []int{}, AtProvider: []int{}}
 	for _, id := range ids {
 		r.Versions = append(r.Versions, id.Number)
 	}
@@ -91,11 +91,10 @@ func (m *Manager) Revoke(ctx context.Context, name string, o RevokeOptions) (Rev
 // RevokeScope revokes every version of every key of the scope. The error joins
 // those of the keys that are not revoked; the others are returned beside it.
 func (m *Manager) RevokeScope(ctx context.Context, reason string) ([]Revoked, error) {
-	all, err := m.Store.List(ctx, m.Scope.folder())
+	all, err := m.Names(ctx)
 	if err != nil {
 		return nil, err
 	}
-	all = slices.DeleteFunc(all, func(n string) bool { return CheckName(n) != nil })
 	done, errs := make([]Revoked, len(all)), make([]error, len(all))
 	inParallel(len(all), revokeMost, func(i int) {
 		done[i], errs[i] = m.Revoke(ctx, all[i], RevokeOptions{All: true, Reason: reason})

@@ -1,7 +1,6 @@
 package keys
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +14,8 @@ import (
 
 const (
 	providerTime = 30 * time.Second // bounds one request to an issuer
-	// How long it is waited after a revocation at the provider, or a destruction, that failed.
-	troubleFirst, troubleMost = time.Minute, time.Hour
+	// troubleFirst is how long it is waited after the first revocation at the provider, or destruction, that failed.
+	troubleFirst = time.Minute
 )
 
 // unfinished reports whether a revoked version still works somewhere, as far as the record knows.
@@ -30,7 +29,7 @@ func unfinished(v *rotation.VersionRecord) bool {
 // only others can do is said in warnings.
 func (m *Manager) finishRevocations(ctx context.Context, name string, e *entry) (changed bool, warnings []string) {
 	now := m.Store.Now()
-	if !slices.ContainsFunc(e.Versions, func(v rotation.VersionRecord) bool { return unfinished(&v) && !now.Before(v.Next) }) {
+	if !slices.ContainsFunc(e.Versions, func(v rotation.VersionRecord) bool { return unfinished(&v) && !pending(v.Next, now, failMost) }) {
 		return false, nil
 	}
 	md, err := m.Store.Metadata(ctx, m.Scope.Path(name))
@@ -43,14 +42,14 @@ func (m *Manager) finishRevocations(ctx context.Context, name string, e *entry) 
 	var destroy []*rotation.VersionRecord
 	for i := range e.Versions {
 		v := &e.Versions[i]
-		if !unfinished(v) || now.Before(v.Next) {
+		if !unfinished(v) || pending(v.Next, now, failMost) {
 			continue
 		}
 		if !v.Destroyed && !has(md, v.ID) {
 			v.Destroyed, changed = true, true
 		}
 		if v.ProviderID != "" && !v.Revoked {
-			done, warning := m.revokeAtProvider(ctx, cmp.Or(md.Custom[metaProvider], name), name, v)
+			done, warning := m.tryAtProvider(ctx, providerOf(md, name), name, v)
 			changed = changed || done
 			warnings = appendText(warnings, warning)
 		}
@@ -77,12 +76,9 @@ func appendText(list []string, s string) []string {
 	return append(list, s)
 }
 
-// revokeAtProvider tries once. Both what was done and what failed change v.
-func (m *Manager) revokeAtProvider(ctx context.Context, providerName, name string, v *rotation.VersionRecord) (changed bool, warning string) {
-	var iss issuer.Issuer
-	if m.Issuer != nil {
-		iss = m.Issuer(providerName)
-	}
+// tryAtProvider tries once to revoke a version at the provider. Both what was done and what failed change v.
+func (m *Manager) tryAtProvider(ctx context.Context, providerName, name string, v *rotation.VersionRecord) (changed bool, warning string) {
+	iss := m.issuerOf(providerName)
 	if iss == nil {
 		return false, fmt.Sprintf("version %d of %s is not revoked at %s yet: `postern server` does it, if it has an issuer for %s", v.Number, name, providerName, providerName)
 	}
@@ -93,19 +89,12 @@ func (m *Manager) revokeAtProvider(ctx context.Context, providerName, name strin
 		v.Revoked, v.Trouble = true, ""
 		return true, ""
 	}
-	m.failed(v, err)
+	failed(v, err.Error(), m.Store.Now(), troubleFirst)
 	if errors.Is(err, issuer.ErrUnsupported) || errors.Is(err, issuer.ErrRefused) || errors.Is(err, issuer.ErrForeign) {
-		v.Next = m.Store.Now().Add(troubleMost) // somebody has to do something first
+		v.Next = m.Store.Now().Add(failMost) // somebody has to do something first
 		return true, fmt.Sprintf("version %d of %s is not revoked at %s: %v; revoke it there by hand", v.Number, name, providerName, err)
 	}
 	return true, fmt.Sprintf("version %d of %s is not revoked at %s yet: %v; `postern server` tries again", v.Number, name, providerName, err)
-}
-
-// failed notes an attempt that failed, and when the next one is due.
-func (m *Manager) failed(v *rotation.VersionRecord, err error) {
-	v.Next = m.Store.Now().Add(min(troubleFirst<<min(max(v.Attempts, 0), 16), troubleMost))
-	v.Attempts++
-	v.Trouble = err.Error()
 }
 
 // destroyCompromised destroys the data of versions.
@@ -129,7 +118,7 @@ func (m *Manager) destroyCompromised(ctx context.Context, name string, versions 
 		return false, fmt.Sprintf("version %s of %s is revoked, and its data is still in the store: %v; who may (Security's role, or `postern server`) destroys it", ranges(numbers), name, err)
 	}
 	for _, v := range versions {
-		m.failed(v, err)
+		failed(v, err.Error(), m.Store.Now(), troubleFirst)
 	}
 	return true, fmt.Sprintf("version %s of %s is revoked, and its data is still in the store: %v; `postern server` tries again", ranges(numbers), name, err)
 }

@@ -118,23 +118,13 @@ func (u *run) mayRotate(o *RotateOptions) error {
 	case o.Managed:
 		return nil
 	}
-	if err := u.shaped(); err != nil {
+	if err := shaped(u.name, u.value); err != nil {
 		return err
 	}
 	if err := CheckProviderID(o.ProviderID); err != nil {
 		return err
 	}
 	return notIn(u.value, o.Reason, o.IdempotencyKey, o.ProviderID)
-}
-
-// shaped says whether the value in hand can be a key.
-func (u *run) shaped() error {
-	shape := errors.New("there is none, or it was destroyed")
-	u.value.Use(func(b []byte) { shape = secret.CheckKey(b) })
-	if shape != nil {
-		return fmt.Errorf("the key of %s: %w", u.name, shape)
-	}
-	return nil
 }
 
 // begin writes the record of a new rotation. Done: there is nothing to carry on.
@@ -205,7 +195,7 @@ func (u *run) mayBegin(ctx context.Context, s *situation, from rotation.ID, o Ro
 		return err
 	}
 	if o.Managed {
-		if u.Issuer != nil && u.issuerOf(s) == nil {
+		if u.Issuer != nil && u.issuerOf(s.provider()) == nil {
 			return fmt.Errorf("the server has no issuer for the provider %q of %s; see issuers in its configuration, or rotate with a value", s.provider(), u.name)
 		}
 		return u.pushesOut(s.md, s.r)
@@ -221,7 +211,7 @@ func (u *run) mayBegin(ctx context.Context, s *situation, from rotation.ID, o Ro
 	}
 	found, err := u.digestOf(ctx, u.name, u.value)
 	for _, f := range found {
-		if f.ID == u.Scope.id(u.name) && f.Version == from.Number {
+		if f.ID == u.Scope.ID(u.name) && f.Version == from.Number {
 			u.warn("the same value was stored as version %d, which it replaces", f.Version)
 		}
 	}
@@ -245,15 +235,12 @@ func (m *Manager) Status(ctx context.Context, name string) (Rotation, error) {
 
 // Rotations returns Status of every key of the scope that has a record, by name.
 func (m *Manager) Rotations(ctx context.Context) ([]Rotation, error) {
-	names, err := m.Store.List(ctx, m.Scope.record(""))
+	names, err := m.namesIn(ctx, m.Scope.record(""))
 	if err != nil {
 		return nil, err
 	}
 	rotations := []Rotation{}
 	for _, n := range names {
-		if CheckName(n) != nil {
-			continue // a folder, or something that is not ours
-		}
 		rot, err := m.Status(ctx, n)
 		if err != nil {
 			return nil, err

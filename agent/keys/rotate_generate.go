@@ -96,14 +96,9 @@ func (u *run) written(ctx context.Context, s *situation, e *entry) error {
 		e.Closed = false
 		e.Reason = "its version was written just after it had been given up"
 	}
-	to := idOf(v)
-	for i := range e.Versions {
-		if e.Versions[i].ID.Equal(e.To) {
-			e.Versions[i].ID = to
-		}
-	}
-	e.To, e.Phase = to, rotation.PhaseValidate
-	e.clear(to)
+	e.move(idOf(v))
+	e.Phase = rotation.PhaseValidate
+	e.clear(e.To)
 	e.hold(u.holder, u.now())
 	return u.save(ctx, e)
 }

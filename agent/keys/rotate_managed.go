@@ -29,7 +29,7 @@ func (m *Manager) label(name string, n int) string {
 // issue claims a managed rotation, makes its credential and stores it. Cut off
 // anywhere, the next one to claim it sweeps away what the provider made of this version.
 func (u *run) issue(ctx context.Context, s *situation, e *entry) error {
-	at := u.issuerOf(s)
+	at := u.issuerOf(s.provider())
 	old := e.To
 	n := s.md.Current + 1
 	event := audit.Event{Event: EventGenerate, Key: u.name, Version: n, Reason: e.Reason, Detail: map[string]string{"managed": "true", "label": u.label(u.name, n)}}
@@ -78,16 +78,6 @@ func (u *run) issue(ctx context.Context, s *situation, e *entry) error {
 	return nil
 }
 
-// move gives the new version another number. What the record says of it goes along.
-func (e *entry) move(to rotation.ID) {
-	for i := range e.Versions {
-		if e.Versions[i].ID.Equal(e.To) {
-			e.Versions[i].ID = to
-		}
-	}
-	e.To = to
-}
-
 // make removes what earlier attempts left at the provider and makes the credential.
 func (u *run) make(ctx context.Context, at issuer.Issuer, e *entry, before int) (*issuer.Issued, error) {
 	ctx, cancel := context.WithTimeout(ctx, makeTime)
@@ -106,13 +96,7 @@ func (u *run) make(ctx context.Context, at issuer.Issuer, e *entry, before int) 
 			return nil, fmt.Errorf("what an earlier attempt left could not be removed: %w", err)
 		}
 	}
-	current := ""
-	for _, v := range e.Versions {
-		if v.ID.Equal(e.From) {
-			current = v.ProviderID
-		}
-	}
-	current, err := u.replaceable(ctx, at, current)
+	current, err := u.replaceable(ctx, at, recorded(&e.Record, e.From).ProviderID)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +154,7 @@ const (
 
 // revokeAtProvider ends the provider's side of a version.
 func (u *run) revokeAtProvider(ctx context.Context, s *situation, e *entry, id rotation.ID) error {
-	at := u.issuerOf(s)
+	at := u.issuerOf(s.provider())
 	v := e.Version(id)
 	event := audit.Event{Event: EventRetire, Key: u.name, Version: id.Number, Outcome: OutcomeOK, Detail: map[string]string{"at": "provider", "provider_id": v.ProviderID}}
 	err := u.endAtProvider(ctx, at, u.name, v.ProviderID)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/postern-proxy/postern/agent/audit"
@@ -22,7 +23,7 @@ func (m *Manager) Resume(ctx context.Context, name string, value *secret.Value) 
 		return Rotation{}, err
 	}
 	if value != nil {
-		if err := u.shaped(); err != nil {
+		if err := shaped(u.name, value); err != nil {
 			return Rotation{}, err
 		}
 	}
@@ -98,13 +99,5 @@ func (u *run) is(ctx context.Context, n int) bool {
 		return false
 	}
 	found, _, err := u.claims(ctx, u.value.Digest())
-	if err != nil {
-		return false
-	}
-	for _, f := range found {
-		if f.ID == u.Scope.id(u.name) && f.Version == n {
-			return true
-		}
-	}
-	return false
+	return err == nil && slices.ContainsFunc(found, func(f Found) bool { return f.ID == u.Scope.ID(u.name) && f.Version == n })
 }

@@ -35,8 +35,8 @@ type Version struct {
 	Reason string `json:"reason,omitempty"`
 	// Readable: the store still has its data.
 	Readable bool `json:"readable"`
-	// ProviderID is what the provider calls it, where an issuer made it; Expires
-	// is when it ends there by itself.
+	// ProviderID is what the provider calls it, where an issuer made it or somebody
+	// said so; Expires is when it ends there by itself.
 	ProviderID string    `json:"provider_id,omitempty"`
 	Expires    time.Time `json:"expires,omitzero"`
 	Revoked    bool      `json:"revoked_at_provider,omitempty"`
@@ -78,7 +78,7 @@ func (i Info) Current() Version {
 
 func (m *Manager) info(name string) Info {
 	return Info{
-		Name: name, ID: m.Scope.id(name), Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Versions: []Version{},
+		Name: name, ID: m.Scope.ID(name), Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Versions: []Version{},
 	}
 }
 
@@ -199,15 +199,9 @@ func (i *Info) overdue(r *rotation.Record, now time.Time) {
 // List describes every key of the scope, by name. A key that cannot be looked at
 // is in the list, with Error.
 func (m *Manager) List(ctx context.Context) ([]Info, error) {
-	found, err := m.Store.List(ctx, m.Scope.folder())
+	mine, err := m.Names(ctx)
 	if err != nil {
 		return nil, err
-	}
-	var mine []string
-	for _, n := range found {
-		if CheckName(n) == nil { // else a folder, or something that is not ours
-			mine = append(mine, n)
-		}
 	}
 	looked := make([]Info, len(mine))
 	inParallel(len(mine), listMost, func(n int) {

@@ -19,16 +19,6 @@ type picture struct {
 
 func (p *picture) id(n int) rotation.ID { return idOf(p.md.Versions[n]) }
 
-// recorded is what the record says of a version.
-func recorded(r *rotation.Record, id rotation.ID) rotation.VersionRecord {
-	for _, v := range r.Versions {
-		if v.ID.Equal(id) {
-			return v
-		}
-	}
-	return rotation.VersionRecord{ID: id}
-}
-
 // verdict is Rejected or Compromised where that was decided, with the reason.
 func (p *picture) verdict(id rotation.ID) (state rotation.State, reason string) {
 	if v := recorded(p.record, id); barred(v.State) {

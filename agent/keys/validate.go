@@ -1,7 +1,6 @@
 package keys
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +48,7 @@ func (m *Manager) Validate(ctx context.Context, name string, versions ...int) ([
 	if err != nil {
 		return nil, err
 	}
-	providerName := cmp.Or(md.Custom[metaProvider], name)
+	providerName := providerOf(md, name)
 	said, errs := make([]Validation, len(asked)), make([]error, len(asked))
 	inParallel(len(asked), validateMost, func(i int) {
 		said[i], errs[i] = m.validate(ctx, name, providerName, asked[i])
@@ -85,7 +84,7 @@ func validatable(name string, md *store.Metadata, versions []int) (asked []int, 
 
 // validate asks about one version. Its value is wiped before it returns.
 func (m *Manager) validate(ctx context.Context, name, providerName string, version int) (Validation, error) {
-	v := Validation{ID: m.Scope.id(name), Name: name, Version: version, Verdict: "unknown", At: m.Store.Now()}
+	v := Validation{ID: m.Scope.ID(name), Name: name, Version: version, Verdict: "unknown", At: m.Store.Now()}
 	sec, err := m.Store.Get(ctx, m.Scope.Path(name), version)
 	if errors.Is(err, store.ErrDeleted) || errors.Is(err, store.ErrNotFound) {
 		v.Meaning, v.Error = "unknown: it was deleted meanwhile", err.Error()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -439,7 +440,7 @@ func (a *api) deny(ctx context.Context, r *request, reason error) {
 		Detail: map[string]string{"operation": r.label()},
 	}
 	if unrecorded > 0 {
-		e.Detail["not_recorded_before"] = itoa(unrecorded)
+		e.Detail["not_recorded_before"] = strconv.Itoa(unrecorded)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), denialTime)
 	defer cancel()
@@ -466,8 +467,8 @@ func (a *api) inNameOf(caller keys.Actor) audit.Sink {
 func (o onBehalf) Append(ctx context.Context, e audit.Event) (audit.Head, error) {
 	detail := map[string]string{}
 	maps.Copy(detail, e.Detail)
-	delete(detail, "entity_id")
-	for name, entity := range map[string]string{"entity_id": o.server, "caller_entity_id": o.caller} {
+	delete(detail, audit.DetailEntity)
+	for name, entity := range map[string]string{audit.DetailEntity: o.server, "caller_entity_id": o.caller} {
 		if entity != "" {
 			detail[name] = entity
 		}

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"strconv"
 	"sync"
 	"time"
 
@@ -95,5 +94,3 @@ func (d *denials) may(actor string) (left int, ok bool) {
 	left, d.left = d.left, 0
 	return left, true
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

@@ -5,8 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +17,7 @@ import (
 	"github.com/postern-proxy/postern/agent/rotation"
 	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/store"
+	"github.com/postern-proxy/postern/config"
 )
 
 // Lengths of what a request may say, in characters.
@@ -26,11 +27,9 @@ const (
 	maxName   = 64
 )
 
-var proxyIDForm = regexp.MustCompile(`^px_[a-z0-9_-]{1,61}$`)
-
 func checkProxyID(s string) error {
-	if !proxyIDForm.MatchString(s) {
-		return errors.New("must be px_ and then lower-case letters, digits, _ and -, as in px_acme_prod")
+	if err := config.CheckProxyID(s); err != nil {
+		return fmt.Errorf("must be %w", err)
 	}
 	return nil
 }
@@ -78,7 +77,7 @@ func (a *api) create(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	r.m.Scope.ProxyID, r.name = proxyID, name
-	r.id = strings.Join([]string{r.m.Scope.Environment, proxyID, name}, ".")
+	r.id = r.m.Scope.ID(name)
 	m := *r.m
 	m.Store = newKey{m.Store, m.Scope.Path(name), r.id}
 	added, err := m.Add(ctx, name, key.value, meta)
@@ -136,8 +135,7 @@ func (a *api) list(ctx context.Context, r *request) (answer, error) {
 		case errors.Is(err, store.ErrNotFound):
 			return info, false, nil // removed since
 		case errors.Is(err, store.ErrForbidden): // its name is all that the caller may know
-			id := strings.Join([]string{m.Scope.Environment, m.Scope.ProxyID, name}, ".")
-			info = keys.Info{Name: name, ID: id, Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Versions: []keys.Version{}, Error: err.Error()}
+			info = keys.Info{Name: name, ID: m.Scope.ID(name), Environment: m.Scope.Environment, ProxyID: m.Scope.ProxyID, Versions: []keys.Version{}, Error: err.Error()}
 			return info, true, nil
 		}
 		return info, true, err

@@ -115,9 +115,7 @@ func lookAt[T any](m *keys.Manager, some []keyName, look func(m *keys.Manager, n
 				o.panic = recover() // it is the request's, not the process's
 				<-places
 			}()
-			scoped := *m
-			scoped.Scope.ProxyID = k.proxyID
-			o.value, o.ok, o.err = look(&scoped, k.name)
+			o.value, o.ok, o.err = look(scoped(m, k.proxyID), k.name)
 		})
 	}
 	wg.Wait()
@@ -133,6 +131,13 @@ func lookAt[T any](m *keys.Manager, some []keyName, look func(m *keys.Manager, n
 		}
 	}
 	return found, nil
+}
+
+// scoped is m for the keys of one proxy id.
+func scoped(m *keys.Manager, proxyID string) *keys.Manager {
+	o := *m
+	o.Scope.ProxyID = proxyID
+	return &o
 }
 
 // keyName names a key within the environment.
@@ -155,14 +160,14 @@ func walk(ctx context.Context, m *keys.Manager, proxyID, after string) iter.Seq2
 			if scope < behind {
 				continue
 			}
-			names, err := m.Store.List(ctx, keys.Scope{Environment: m.Scope.Environment, ProxyID: scope}.Path(""))
+			names, err := scoped(m, scope).Names(ctx)
 			if err != nil {
 				yield(keyName{}, err)
 				return
 			}
 			for _, name := range names {
 				k := keyName{scope, name}
-				if keys.CheckName(name) != nil || scope == behind && k.String() <= after {
+				if scope == behind && k.String() <= after {
 					continue
 				}
 				if !yield(k, nil) {

@@ -191,13 +191,6 @@ func (s *scheduler) list(ctx context.Context) ([]keyName, error) {
 	return all, nil
 }
 
-// manager works on a key's scope.
-func (s *scheduler) manager(k keyName) *keys.Manager {
-	m := *s.own
-	m.Scope.ProxyID = k.proxyID
-	return &m
-}
-
 // look takes the steps of a key's rotation that are due. Where none is under
 // way it looks at the schedule, and has the key rotated if it is time.
 func (s *scheduler) look(ctx context.Context, k keyName, check bool) (l look) {
@@ -206,7 +199,7 @@ func (s *scheduler) look(ctx context.Context, k keyName, check bool) (l look) {
 			l = look{keyName: k, err: errMistake}
 		}
 	}()
-	m := s.manager(k)
+	m := scoped(s.own, k.proxyID)
 	l.keyName = k
 	if l.rotation, l.err = m.Advance(ctx, k.name); l.err != nil || !check {
 		return l

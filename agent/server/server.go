@@ -161,11 +161,8 @@ func (s *Server) makeIssuers() error {
 	s.issuers = map[string]issuer.Issuer{}
 	for i, c := range s.cfg.Issuers {
 		at := fmt.Sprintf("issuers[%d] (%s)", i, c.Provider)
-		o := issuer.Options{
-			Kind: c.Kind, BaseURL: c.BaseURL, Project: c.Project,
-			Subscription: c.Subscription, ResourceGroup: c.ResourceGroup, Account: c.Account, LoginURL: c.LoginURL, Spare: c.Spare,
-			Path: c.Path, Field: c.Field, Now: s.store.Now,
-		}
+		o := issuerOptions(c)
+		o.Now = s.store.Now
 		if c.Kind == config.KindVault {
 			o.Leases = s.store
 		} else {

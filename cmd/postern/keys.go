@@ -63,15 +63,6 @@ func (s *keyStore) in(scope keys.Scope) *keyStore {
 	return &keyStore{Manager: &m, cfg: s.cfg, close: s.close}
 }
 
-// names are the keys of the scope. It needs no right to look at them.
-func (s *keyStore) names(ctx context.Context) ([]string, error) {
-	names, err := s.Store.List(ctx, s.Scope.Path(""))
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(names, func(n string) bool { return keys.CheckName(n) != nil }), nil
-}
-
 // place says where the keys are kept.
 func (s *keyStore) place() string { return place(s.cfg) }
 

@@ -3,9 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"regexp"
 
 	"github.com/spf13/cobra"
+
+	"github.com/postern-proxy/postern/config"
 )
 
 // revokeFlags are those of `keys revoke`.
@@ -58,11 +59,11 @@ To replace a key without a failed request, rotate it.`,
 	return cmd
 }
 
-var proxyIDForm = regexp.MustCompile(`^px_[a-z0-9_-]{1,61}$`)
-
 func (f *revokeFlags) check(name string) error {
-	if f.proxyID != "" && !proxyIDForm.MatchString(f.proxyID) {
-		return errors.New("--proxy-id: px_ and then lower-case letters, digits, _ and -, as in px_acme_prod")
+	if f.proxyID != "" {
+		if err := config.CheckProxyID(f.proxyID); err != nil {
+			return fmt.Errorf("--proxy-id: %w", err)
+		}
 	}
 	if err := checkVersions(f.versions); err != nil {
 		return err

@@ -45,7 +45,7 @@ issuer for the key's provider in the server's configuration.
 				return err
 			}
 			s.catchUp(cmd, args[0])
-			out := scheduled{ID: strings.Join([]string{s.Scope.Environment, s.Scope.ProxyID, args[0]}, "."), Name: args[0]}
+			out := scheduled{ID: s.Scope.ID(args[0]), Name: args[0]}
 			if d > 0 {
 				out.RotateEvery = d.String()
 			}

@@ -69,7 +69,7 @@ func (c *common) validate(cmd *cobra.Command, names []string, versions []int) er
 	}
 	defer s.close()
 	if len(names) == 0 {
-		if names, err = s.names(cmd.Context()); err != nil {
+		if names, err = s.Names(cmd.Context()); err != nil {
 			return err
 		}
 	}
