@@ -49,14 +49,10 @@ func shaped(name string, value *secret.Value) error {
 	return nil
 }
 
-// Names are the keys of the scope, sorted. It takes the right to list them, and no other.
+// Names are the keys of the scope, sorted; folders, and what is not ours, are left
+// out. It takes the right to list them, and no other.
 func (m *Manager) Names(ctx context.Context) ([]string, error) {
-	return m.namesIn(ctx, m.Scope.folder())
-}
-
-// namesIn leaves out folders, and what is not ours.
-func (m *Manager) namesIn(ctx context.Context, folder string) ([]string, error) {
-	all, err := m.Store.List(ctx, folder)
+	all, err := m.Store.List(ctx, m.Scope.folder())
 	return slices.DeleteFunc(all, func(n string) bool { return CheckName(n) != nil }), err
 }
 

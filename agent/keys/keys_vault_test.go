@@ -86,7 +86,7 @@ func TestKeysOnVault(t *testing.T) {
 	if a := o.add("openai", 3, Meta{}); a.Version != 3 {
 		t.Errorf("%+v", a)
 	}
-	if infos, err := o.ListAll(t.Context()); err != nil || len(infos) != 1 || infos[0].Current().Number != 3 {
+	if infos, err := o.List(t.Context()); err != nil || len(infos) != 1 || infos[0].Current().Number != 3 {
 		t.Errorf("%+v, %v", infos, err)
 	}
 }

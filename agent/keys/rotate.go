@@ -232,22 +232,3 @@ func (m *Manager) Status(ctx context.Context, name string) (Rotation, error) {
 	now := m.now()
 	return u.describe(s, decide(*s, now), now), nil
 }
-
-// Rotations returns Status of every key of the scope that has a record, by name.
-func (m *Manager) Rotations(ctx context.Context) ([]Rotation, error) {
-	names, err := m.namesIn(ctx, m.Scope.record(""))
-	if err != nil {
-		return nil, err
-	}
-	rotations := []Rotation{}
-	for _, n := range names {
-		rot, err := m.Status(ctx, n)
-		if err != nil {
-			return nil, err
-		}
-		if rot.Phase != rotation.PhaseNone {
-			rotations = append(rotations, rot)
-		}
-	}
-	return rotations, nil
-}

@@ -224,24 +224,6 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 	return infos, nil
 }
 
-// ListAll is List for every scope of the environment, by proxy id. Beside what
-// could be listed it returns the errors of the scopes that could not.
-func (m *Manager) ListAll(ctx context.Context) ([]Info, error) {
-	scopes, err := m.Scopes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	infos, errs := []Info{}, []error{}
-	for _, s := range scopes {
-		more, err := m.in(s).List(ctx)
-		if err != nil {
-			errs = append(errs, err)
-		}
-		infos = append(infos, more...)
-	}
-	return infos, errors.Join(errs...)
-}
-
 // Scopes are those of the environment that have had a key, by proxy id.
 func (m *Manager) Scopes(ctx context.Context) ([]Scope, error) {
 	folders, err := m.Store.List(ctx, "provider-keys/"+m.Scope.Environment+"/")
