@@ -21,30 +21,39 @@ type entry struct {
 // readRecord returns an empty entry where there is none.
 func (m *Manager) readRecord(ctx context.Context, name string) (*entry, error) {
 	path := m.Scope.record(name)
-	fields, v, err := store.GetText(ctx, m.Store, path)
-	if errors.Is(err, store.ErrNotFound) {
-		return m.emptyRecord(ctx, path)
+	for range maxSteps {
+		fields, v, err := store.GetText(ctx, m.Store, path)
+		if errors.Is(err, store.ErrNotFound) {
+			if cas, gone, err := m.noRecord(ctx, path); gone || err != nil {
+				return &entry{cas: cas}, err
+			}
+			continue // somebody wrote one just now
+		}
+		if err != nil {
+			return nil, err
+		}
+		r, err := rotation.DecodeRecord(fields)
+		if err != nil {
+			return nil, fmt.Errorf("%s: the rotation record cannot be read: %w", path, err)
+		}
+		return &entry{*r, v.Number}, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	r, err := rotation.DecodeRecord(fields)
-	if err != nil {
-		return nil, fmt.Errorf("%s: the rotation record cannot be read: %w", path, err)
-	}
-	return &entry{*r, v.Number}, nil
+	return nil, fmt.Errorf("%s: the rotation record comes and goes: %w", path, store.ErrConflict)
 }
 
-// emptyRecord finds what check-and-set wants of a record that was deleted by hand.
-func (m *Manager) emptyRecord(ctx context.Context, path string) (*entry, error) {
+// noRecord finds what check-and-set wants where no record can be read: 0, or the
+// number of one that was deleted by hand. Not gone: there is one after all, and
+// whoever wrote over it would not know what it says.
+func (m *Manager) noRecord(ctx context.Context, path string) (cas int, gone bool, err error) {
 	md, err := m.Store.Metadata(ctx, path)
 	switch {
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrForbidden): // whoever may not look finds out when writing
-		return &entry{}, nil
+		return 0, true, nil
 	case err != nil:
-		return nil, err
+		return 0, false, err
 	}
-	return &entry{cas: md.Current}, nil
+	readable := slices.ContainsFunc(md.Versions, func(v store.Version) bool { return v.Number == md.Current && v.Readable() })
+	return md.Current, !readable, nil
 }
 
 // writeRecord writes e over the version it was read from. store.ErrConflict
