@@ -232,10 +232,8 @@ type TransportOptions struct {
 	HTTP2  bool
 }
 
-// Transport makes the provider's connection pool. TLS is always verified
-// against the name that is dialled; redirects are nobody's business here, since
-// RoundTrip follows none; nothing is read from the environment.
-func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
+// clientTLS is how a provider's certificates are verified.
+func (d *Dialer) clientTLS(o TransportOptions) (*tls.Config, error) {
 	roots := d.roots
 	if len(o.CAFile) > 0 {
 		var err error
@@ -243,16 +241,23 @@ func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
 			return nil, fmt.Errorf("ca_file: %w", err)
 		}
 	}
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, nil
+}
+
+// Transport makes the provider's connection pool. TLS is always verified
+// against the name that is dialled; redirects are nobody's business here, since
+// RoundTrip follows none; nothing is read from the environment.
+func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
+	c, err := d.clientTLS(o)
+	if err != nil {
+		return nil, err
+	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(o.HTTP2)
 	return &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return d.Dial(ctx, addr) },
-		TLSClientConfig: &tls.Config{
-			RootCAs:            roots,
-			MinVersion:         tls.VersionTLS12,
-			ClientSessionCache: tls.NewLRUClientSessionCache(64),
-		},
+		DialContext:            func(ctx context.Context, _, addr string) (net.Conn, error) { return d.Dial(ctx, addr) },
+		TLSClientConfig:        c,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		ResponseHeaderTimeout:  firstByteTimeout,
 		IdleConnTimeout:        idleTimeout,

@@ -1,194 +1,266 @@
 package upstream
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"time"
 )
 
-// counted is a provider that counts handshakes. While burst is set, it answers
-// nobody until that many requests are there.
-type counted struct {
-	*httptest.Server
-	handshakes atomic.Int32
-	burst      int
-
-	mu      sync.Mutex
-	waiting int
-	all     chan struct{}
+// testPool is a pool that trusts ca.
+func testPool(t *testing.T, ca *authority, o Options) *Pool {
+	t.Helper()
+	if ca != nil {
+		o.Roots = ca.pem()
+	}
+	p, err := dialer(t, o).Pool(TransportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
 }
 
-func newCounted(t *testing.T, ca *authority, http2 bool, burst int) *counted {
+// ask makes one request on c and reads its answer to the end.
+func ask(t *testing.T, c *Conn) string {
 	t.Helper()
-	c := &counted{burst: burst, all: make(chan struct{})}
-	c.Server = provider(t, ca.leaf("127.0.0.1"), func(s *httptest.Server) {
-		s.EnableHTTP2 = http2
-		s.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			c.handshakes.Add(1)
-			return nil, nil
-		}
-		s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			c.arrive()
-			w.Write([]byte(r.Proto))
-		})
-	})
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	defer c.SetDeadline(time.Time{})
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func take(t *testing.T, h *Host) *Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := h.Get(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 
-func (c *counted) arrive() {
-	c.mu.Lock()
-	all := c.all
-	if c.waiting++; c.waiting == c.burst {
-		c.waiting, c.all = 0, make(chan struct{})
-		close(all)
-	}
-	c.mu.Unlock()
-	<-all
-}
-
-// Thirty-two clients that send at the same time, again and again, need
-// thirty-two handshakes: net/http's own pool of two would make it one for nearly every request.
-func TestConnectionsAreReused(t *testing.T) {
-	const clients, rounds = 32, 10
+// The connection used last is taken first, and a new one resumes the session of those before.
+func TestPoolReuses(t *testing.T) {
 	ca := newAuthority(t)
-	for _, through := range []string{"directly", "through a proxy"} {
-		t.Run(through, func(t *testing.T) {
-			s := newCounted(t, ca, false, clients)
-			o := Options{Roots: ca.pem()}
-			url := s.URL
-			if through == "through a proxy" {
-				p := newCorporate(t, nil, leadsTo(s.Listener.Addr().String(), established))
-				o.EgressProxy, url = parse(t, "http://"+p.addr), "https://1.2.3.4:443"
-				s.TLS.Certificates[0] = ca.leaf("1.2.3.4")
-				defer func() {
-					if n := len(p.asked()); n != clients {
-						t.Errorf("%d tunnels for %d clients", n, clients)
-					}
-				}()
-			}
-			tr := transport(t, dialer(t, o), TransportOptions{})
-			defer tr.CloseIdleConnections()
-			for range rounds {
-				var wg sync.WaitGroup
-				for range clients {
-					wg.Go(func() {
-						if _, err := get(t, tr, url); err != nil {
-							t.Error(err)
-						}
-					})
-				}
-				wg.Wait()
-			}
-			if n := s.handshakes.Load(); n != clients {
-				t.Errorf("%d handshakes for %d clients", n, clients)
-			}
-		})
+	s := provider(t, ca.leaf("127.0.0.1"), func(s *httptest.Server) { s.EnableHTTP2 = true })
+	h := testPool(t, ca, Options{}).Host(s.Listener.Addr().String(), false)
+	a := take(t, h)
+	if got := ask(t, a); got != "hello HTTP/1.1" || a.Reused() {
+		t.Fatalf("%q, reused %v", got, a.Reused())
+	}
+	b := take(t, h)
+	if ask(t, b); !b.Conn.(*tls.Conn).ConnectionState().DidResume {
+		t.Error("the second handshake was a full one")
+	}
+	a.Put()
+	b.Put()
+	if c := take(t, h); c != b || !c.Reused() {
+		t.Error("not the one used last")
+	} else {
+		c.Close()
+	}
+	if c := take(t, h); c != a || ask(t, c) != "hello HTTP/1.1" {
+		t.Error("not the one before")
+	} else {
+		c.Close()
 	}
 }
 
-// HTTP/2 is spoken where it was asked for and the provider can; nowhere else.
-func TestHTTP2WhenAskedAndOnlyThen(t *testing.T) {
+// One that was closed by the other side while it waited, or on which something
+// came that nobody asked for, is not used again.
+func TestPoolLooksBeforeItTakes(t *testing.T) {
 	ca := newAuthority(t)
-	for _, c := range []struct {
-		asked, offered bool
-		proto          string
-		handshakes     int32
-	}{
-		{asked: false, offered: true, proto: "HTTP/1.1", handshakes: 8},
-		{asked: true, offered: false, proto: "HTTP/1.1", handshakes: 8},
-		{asked: true, offered: true, proto: "HTTP/2.0", handshakes: 1},
-	} {
-		s := newCounted(t, ca, c.offered, 8)
-		tr := transport(t, dialer(t, Options{Roots: ca.pem()}), TransportOptions{HTTP2: c.asked})
-		if c.proto == "HTTP/2.0" { // the first connection is made, so that all eight find it
-			s.burst = 1
-			if _, err := get(t, tr, s.URL); err != nil {
-				t.Fatal(err)
-			}
-			s.burst = 8
-		}
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				if proto, err := get(t, tr, s.URL); err != nil || proto != c.proto {
-					t.Errorf("asked %v, offered %v: %s, %v", c.asked, c.offered, proto, err)
-				}
-			})
-		}
-		wg.Wait()
-		if n := s.handshakes.Load(); n != c.handshakes {
-			t.Errorf("asked %v, offered %v: %d handshakes for 8 requests at once, want %d", c.asked, c.offered, n, c.handshakes)
-		}
-		tr.CloseIdleConnections()
-	}
-}
-
-// One silent HTTP/2 connection would hold up every request to its host for as
-// long as a model may think.
-func TestSilentHTTP2ConnectionsAreGivenUp(t *testing.T) {
-	tr := transport(t, dialer(t, Options{}), TransportOptions{HTTP2: true})
-	if h := tr.HTTP2; h == nil || h.SendPingTimeout <= 0 || h.SendPingTimeout+h.PingTimeout >= tr.ResponseHeaderTimeout {
-		t.Errorf("%+v", h)
-	}
-}
-
-// Nothing of a transport is shared: a provider's connections end with it alone.
-func TestTransportsShareNothing(t *testing.T) {
-	ca := newAuthority(t)
-	s := newCounted(t, ca, false, 1)
-	d := dialer(t, Options{Roots: ca.pem()})
-	one, two := transport(t, d, TransportOptions{}), transport(t, d, TransportOptions{})
-	for _, tr := range []*http.Transport{one, two, two} {
-		if _, err := get(t, tr, s.URL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	one.CloseIdleConnections()
-	if _, err := get(t, two, s.URL); err != nil {
-		t.Fatal(err)
-	}
-	if n := s.handshakes.Load(); n != 2 {
-		t.Errorf("%d handshakes, want 2", n)
-	}
-	if one.TLSClientConfig == two.TLSClientConfig || one.TLSClientConfig.ClientSessionCache == two.TLSClientConfig.ClientSessionCache {
-		t.Error("they share a TLS configuration")
-	}
-	if one.Proxy != nil || one.DialTLSContext != nil || one.TLSClientConfig.InsecureSkipVerify || one.TLSClientConfig.MinVersion < tls.VersionTLS12 {
-		t.Error("a transport may bypass the dialer")
-	}
-}
-
-// A key is spoken over a connection that was closed under it only where nothing
-// was sent yet; what the client sees otherwise is an error, not a second request.
-func TestAClosedConnectionIsSaidToBe(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{ca.leaf("127.0.0.1")}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	ca := newAuthority(t)
-	cert := ca.leaf("127.0.0.1")
-	answers := []string{"", "HTTP/1.1 200 OK\r\nbroken\r\n\r\n", "nonsense\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"}
-	go func() {
-		for _, a := range answers {
-			c, err := ln.Accept()
-			if err != nil {
-				return
+	for name, spoil := range map[string]func(net.Conn){
+		"closed":      func(c net.Conn) { c.Close() },
+		"half closed": func(c net.Conn) { c.(*tls.Conn).CloseWrite() },
+		"reset":       func(c net.Conn) { c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0); c.(*tls.Conn).NetConn().Close() },
+		"speaks":      func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			accepted := make(chan net.Conn, 2)
+			go func() {
+				for range 2 {
+					c, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					c.(*tls.Conn).Handshake()
+					io.WriteString(c, ".") // and the client reads what the handshake left
+					accepted <- c
+				}
+			}()
+			h := testPool(t, ca, Options{}).Host(ln.Addr().String(), false)
+			a := take(t, h)
+			defer a.Close()
+			theirs := <-accepted
+			defer theirs.Close()
+			if _, err := io.ReadFull(a, make([]byte, 1)); err != nil {
+				t.Fatal(err)
 			}
-			tc := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
-			tc.Read(make([]byte, 4096))
-			tc.Write([]byte(a))
-			tc.Close()
+			a.Put()
+			spoil(theirs)
+			for a.atRest() { // until the network has carried it here
+				time.Sleep(time.Millisecond)
+			}
+			h.mu.Lock()
+			a.since -= int64(askAfter)
+			h.mu.Unlock()
+			b := take(t, h)
+			defer b.Close()
+			defer (<-accepted).Close()
+			if b == a {
+				t.Error("a dead connection was taken")
+			}
+		})
+	}
+}
+
+// What nobody takes is closed in time, and what comes back after Close too.
+func TestPoolLetsGo(t *testing.T) {
+	ca := newAuthority(t)
+	s := provider(t, ca.leaf("127.0.0.1"))
+	p := testPool(t, ca, Options{})
+	p.wait = 20 * time.Millisecond
+	h := p.Host(s.Listener.Addr().String(), false)
+	for range 2 { // the sweep ends, and begins anew
+		a := take(t, h)
+		ask(t, a)
+		a.Put()
+		for {
+			h.mu.Lock()
+			n := len(h.idle)
+			h.mu.Unlock()
+			if n == 0 {
+				break
+			}
+			time.Sleep(time.Millisecond)
 		}
-	}()
-	tr := transport(t, dialer(t, Options{Roots: ca.pem()}), TransportOptions{})
-	for i, want := range []string{"closed", "protocol", "protocol", "protocol"} {
-		if _, err := get(t, tr, "https://"+ln.Addr().String()); kind(err) != want {
-			t.Errorf("%q: %v (kind %s), want %s", answers[i], err, kind(err), want)
+		if _, err := a.Write([]byte("x")); err == nil {
+			t.Error("it was dropped and not closed")
 		}
+	}
+	b := take(t, h)
+	p.Close()
+	b.Put()
+	if _, err := b.Write([]byte("x")); err == nil {
+		t.Error("it came back to a closed pool and stayed open")
+	}
+	if c := p.Host("127.0.0.1:1", false); !c.closed {
+		t.Error("a closed pool gives a host that keeps connections")
+	}
+}
+
+// What keeps a key from going elsewhere (I1) holds here as for a Transport.
+func TestPoolVerifies(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	good := provider(t, ca.leaf("127.0.0.1")).Listener.Addr().String()
+	named := provider(t, ca.leaf("other.test")).Listener.Addr().String()
+	old := provider(t, ca.leaf("127.0.0.1"), func(s *httptest.Server) { s.TLS.MaxVersion = tls.VersionTLS11 }).Listener.Addr().String()
+	for _, c := range []struct {
+		name, hostport string
+		ca             *authority
+		plain          bool
+		kind           string
+	}{
+		{"good", good, ca, false, ""},
+		{"unknown authority", good, other, false, "tls"},
+		{"another name", named, ca, false, "tls"},
+		{"TLS 1.1", old, ca, false, "tls"},
+		{"metadata", "169.254.169.254:443", ca, false, "guard"},
+		{"plain elsewhere", "192.0.2.1:80", ca, true, "guard"},
+		{"plain by name", "localhost:80", ca, true, "guard"},
+		{"refused", "127.0.0.1:1", ca, false, "refused"},
+	} {
+		conn, err := testPool(t, c.ca, Options{}).Host(c.hostport, c.plain).Get(t.Context())
+		if kind(err) != c.kind {
+			t.Errorf("%s: %v (kind %q, want %q)", c.name, err, kind(err), c.kind)
+		}
+		if err == nil {
+			conn.Close()
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := testPool(t, ca, Options{}).Host(good, false).Get(ctx); kind(err) != "?" {
+		t.Errorf("a cancelled dial: %v", err)
+	}
+}
+
+// Many at once: each connection has one user at a time.
+func TestPoolConcurrently(t *testing.T) {
+	ca := newAuthority(t)
+	s := newCounted(t, ca, false, 1)
+	p := testPool(t, ca, Options{})
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			h := p.Host(s.Listener.Addr().String(), false)
+			for range 20 {
+				c, err := h.Get(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got := ask(t, c); got != "HTTP/1.1" {
+					t.Errorf("%q", got)
+				}
+				c.Put()
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.handshakes.Load(); n > 16 {
+		t.Errorf("%d handshakes for 16 clients", n)
+	}
+}
+
+// Through an egress proxy the connection is asked about all the same, and
+// taking and giving back costs no allocation.
+func TestPoolThroughProxy(t *testing.T) {
+	ca := newAuthority(t)
+	s := provider(t, ca.leaf("1.2.3.4"))
+	corporate := newCorporate(t, nil, leadsTo(s.Listener.Addr().String(), established))
+	h := testPool(t, ca, Options{EgressProxy: parse(t, "http://"+corporate.addr)}).Host("1.2.3.4:443", false)
+	c := take(t, h)
+	ask(t, c)
+	if !c.atRest() {
+		t.Error("a connection at rest was found dead")
+	}
+	c.Put()
+	if n := testing.AllocsPerRun(100, func() { take(t, h).Put() }); n > 4 { // take's context
+		t.Errorf("%v allocations", n)
+	}
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		c, err := h.Get(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Put()
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

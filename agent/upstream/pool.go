@@ -1,0 +1,292 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// askAfter is how long a connection may wait before it is asked whether it is
+// still alive: one that went back this moment is taken as it is.
+const askAfter = 50 * time.Millisecond
+
+// Pool keeps HTTP/1.1 connections to one provider's hosts. It is safe for
+// concurrent use. It speaks no HTTP itself: whoever takes a connection does.
+type Pool struct {
+	dialer *Dialer
+	tls    *tls.Config
+	wait   time.Duration // how long an idle connection is kept
+	began  time.Time     // idle times count from here
+
+	mu     sync.Mutex
+	hosts  map[string]*Host
+	closed bool
+	sweep  *time.Timer // runs while anything is idle
+}
+
+// Pool makes a provider's pool. TLS is always verified against the name that is
+// dialled; o.HTTP2 means nothing here. The error names the setting that is wrong.
+func (d *Dialer) Pool(o TransportOptions) (*Pool, error) {
+	c, err := d.clientTLS(o)
+	if err != nil {
+		return nil, err
+	}
+	c.NextProtos = []string{"http/1.1"}
+	return &Pool{dialer: d, tls: c, wait: idleTimeout, began: time.Now(), hosts: map[string]*Host{}}, nil
+}
+
+// Host is one place that connections lead to, and those that are idle.
+type Host struct {
+	pool     *Pool
+	hostport string
+	name     string // for TLS
+	plain    bool
+
+	mu     sync.Mutex
+	closed bool
+	idle   []*Conn // the one used last is at the end
+}
+
+// Host is the host:port that a provider lists; the same for the same arguments.
+// A port is always named. plain: no TLS, which only a literal loopback address is spoken to without (I1).
+func (p *Pool) Host(hostport string, plain bool) *Host {
+	key := hostport
+	if plain {
+		key = "http://" + hostport
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[key]
+	if h == nil {
+		name, _, _ := net.SplitHostPort(hostport)
+		h = &Host{pool: p, hostport: hostport, name: name, plain: plain, closed: p.closed}
+		p.hosts[key] = h
+	}
+	return h
+}
+
+// Conn is a connection to a Host: TLS, or plain on loopback. One goroutine
+// writes and one reads at a time.
+type Conn struct {
+	net.Conn
+	host   *Host
+	raw    syscall.RawConn
+	reused bool
+	since  int64 // when it became idle, in nanoseconds of the pool's time
+
+	look  func(fd uintptr) bool // made once, so that looking allocates nothing
+	alive bool                  // what look saw
+}
+
+// Get returns the idle connection that was used last and is still alive, or a
+// new one. The error is an *Error, or ctx's when it was cancelled.
+func (h *Host) Get(ctx context.Context) (*Conn, error) {
+	for {
+		c := h.take()
+		if c == nil {
+			return h.Dial(ctx)
+		}
+		if h.pool.now()-c.since < int64(askAfter) || c.atRest() {
+			c.reused = true
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+func (h *Host) take() *Conn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := len(h.idle) - 1
+	if n < 0 {
+		return nil
+	}
+	c := h.idle[n]
+	h.idle[n] = nil
+	h.idle = h.idle[:n]
+	return c
+}
+
+// Dial makes a new connection, whatever is idle.
+func (h *Host) Dial(ctx context.Context) (*Conn, error) {
+	if h.plain && !loopback(h.hostport) {
+		return nil, explain(h.hostport, errGuard)
+	}
+	inner, err := h.pool.dialer.Dial(ctx, h.hostport)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{Conn: inner, host: h, raw: rawConn(inner)}
+	c.look = func(fd uintptr) bool {
+		c.alive = quiet(int(fd))
+		return true
+	}
+	if h.plain {
+		return c, nil
+	}
+	conf := h.pool.tls.Clone()
+	conf.ServerName = h.name
+	secure := tls.Client(inner, conf)
+	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := secure.HandshakeContext(hctx); err != nil {
+		inner.Close()
+		return nil, explain(h.hostport, err)
+	}
+	c.Conn = secure
+	return c, nil
+}
+
+// loopback reports a literal loopback address.
+func loopback(hostport string) bool {
+	ap, err := netip.ParseAddrPort(hostport)
+	return err == nil && ap.Addr().Unmap().IsLoopback()
+}
+
+// rawConn is the socket below any layers of TLS; nil where there is none.
+func rawConn(c net.Conn) syscall.RawConn {
+	for {
+		below, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = below.NetConn()
+	}
+	if s, ok := c.(syscall.Conn); ok {
+		if raw, err := s.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
+}
+
+// atRest reports whether the other side has neither ended the connection nor
+// said anything that nobody asked for.
+func (c *Conn) atRest() bool {
+	if c.raw == nil {
+		return true
+	}
+	c.alive = false
+	err := c.raw.Read(c.look)
+	return err == nil && c.alive
+}
+
+// Reused reports whether the connection carried a request before: that it fails
+// before a byte of an answer has come may mean that it was closed meanwhile.
+func (c *Conn) Reused() bool { return c.reused }
+
+// Put gives the connection back. It must be at rest: the answer read to its
+// end and nothing more, no read or write under way, no deadline set.
+func (c *Conn) Put() {
+	h := c.host
+	c.since = h.pool.now()
+	h.mu.Lock()
+	kept := !h.closed && len(h.idle) < idlePerHost
+	if kept {
+		h.idle = append(h.idle, c)
+	}
+	first := kept && len(h.idle) == 1
+	h.mu.Unlock()
+	switch {
+	case !kept:
+		c.Close()
+	case first:
+		h.pool.sweepLater()
+	}
+}
+
+func (p *Pool) now() int64 { return int64(time.Since(p.began)) }
+
+// sweepLater sees to it that what waits too long is closed.
+func (p *Pool) sweepLater() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sweep == nil && !p.closed {
+		p.sweep = time.AfterFunc(p.wait/2, p.expire)
+	}
+}
+
+// expire closes what has waited too long and comes back while anything waits.
+func (p *Pool) expire() {
+	if left := p.closeIdle(p.now() - int64(p.wait)); left == 0 {
+		p.mu.Lock()
+		p.sweep = nil
+		p.mu.Unlock()
+		// What came between the look and here is looked at again: it would have found a sweep under way.
+		if p.closeIdle(p.now()-int64(p.wait)) > 0 {
+			p.sweepLater()
+		}
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.sweep.Reset(p.wait / 2)
+	}
+}
+
+// closeIdle closes the connections that have been idle since before then, and
+// returns how many others are idle.
+func (p *Pool) closeIdle(before int64) (left int) {
+	p.mu.Lock()
+	hosts := make([]*Host, 0, len(p.hosts))
+	for _, h := range p.hosts {
+		hosts = append(hosts, h)
+	}
+	p.mu.Unlock()
+	for _, h := range hosts {
+		left += h.closeIdle(before)
+	}
+	return left
+}
+
+func (h *Host) closeIdle(before int64) (left int) {
+	h.mu.Lock()
+	n := 0
+	for n < len(h.idle) && h.idle[n].since < before { // the one used last is at the end
+		n++
+	}
+	old := append([]*Conn(nil), h.idle[:n]...)
+	left = copy(h.idle, h.idle[n:])
+	clear(h.idle[left:])
+	h.idle = h.idle[:left]
+	h.mu.Unlock()
+	for _, c := range old {
+		c.Close()
+	}
+	return left
+}
+
+// CloseIdle closes what is idle now.
+func (p *Pool) CloseIdle() { p.closeIdle(p.now() + 1) }
+
+// Close closes what is idle, and what is in use when it comes back.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	p.closed = true
+	if p.sweep != nil {
+		p.sweep.Stop()
+	}
+	for _, h := range p.hosts {
+		h.mu.Lock()
+		h.closed = true
+		h.mu.Unlock()
+	}
+	p.mu.Unlock()
+	p.CloseIdle()
+}
+
+// quiet reports whether a socket has nothing to read, not even its end.
+func quiet(fd int) bool {
+	var b [1]byte
+	for {
+		_, _, err := syscall.Recvfrom(fd, b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if err != syscall.EINTR {
+			return err == syscall.EAGAIN
+		}
+	}
+}
