@@ -4,7 +4,7 @@ VERSION ?= dev
 FUZZTIME ?= 60s
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: build test lint soak bench fuzz image tools cluster clean
+.PHONY: build test lint wall soak bench fuzz image tools cluster clean
 
 build: ## the agent and command line, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
@@ -14,6 +14,9 @@ test: ## every test; ends with a summary
 
 lint: ## gofmt, go vet on every platform, staticcheck
 	$(GO) run ./test/lint
+
+wall: ## hostile clients and upstreams against the built binary, in a network namespace; prints every case
+	@mkdir -p bin && $(GO) test -c -o bin/wall.test ./test/wall && cd test/wall && ../../bin/wall.test
 
 soak: ## the stories of test/e2e at full length: a minute of load and five rotations, a minute without Vault
 	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/...

@@ -21,7 +21,14 @@ import (
 	"github.com/postern-proxy/postern/test/tools"
 )
 
+// given is a binary that was built before, for tests that cannot build one (in
+// a network namespace) or want another tree's; "" for none.
+var given = os.Getenv("POSTERN_BINARY")
+
 var build = sync.OnceValues(func() (string, error) {
+	if given != "" {
+		return given, nil
+	}
 	root, err := tools.Root()
 	if err != nil {
 		return "", err
@@ -39,7 +46,8 @@ var build = sync.OnceValues(func() (string, error) {
 	return bin, nil
 })
 
-// Binary is the path of the postern binary, built once for each test process.
+// Binary is the path of the postern binary, built once for each test process, or
+// the one that $POSTERN_BINARY names.
 func Binary(t testing.TB) string {
 	t.Helper()
 	bin, err := build()
@@ -51,7 +59,7 @@ func Binary(t testing.TB) string {
 
 // Cleanup removes what Binary built; a TestMain calls it at its end.
 func Cleanup() {
-	if bin, err := build(); err == nil {
+	if bin, err := build(); err == nil && given == "" {
 		os.RemoveAll(filepath.Dir(bin))
 	}
 }

@@ -57,8 +57,9 @@ func (s *Server) handleConnect(target string, ctx *goproxy.ProxyCtx) (*goproxy.C
 		return goproxy.RejectConnect, target
 	}
 	host, port, err := authority(target, "")
-	if err != nil || ctx.Req.Host != target || ctx.Req.RequestURI != target {
-		return refuse(http.StatusBadRequest, codeBadHost, "CONNECT takes host:port, and Host must say the same: "+errAuthority.Error())
+	// Its Host field means nothing: the target is what counts (RFC 9112 section 3.2.2), and all that follows is held to it.
+	if err != nil || ctx.Req.RequestURI != target {
+		return refuse(http.StatusBadRequest, codeBadHost, "CONNECT takes host:port: "+errAuthority.Error())
 	}
 	hostport := net.JoinHostPort(host, port)
 	rt := s.routing.Load()

@@ -1,0 +1,16 @@
+//go:build !linux
+
+package wall_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/postern-proxy/postern/agent/agenttest"
+)
+
+func runInside(t *testing.T) {
+	agenttest.NotRun(t, "wall", errors.New("network namespaces are Linux's"))
+}
+
+func settle() error { return errors.New("network namespaces are Linux's") }
