@@ -21,7 +21,7 @@ wall: ## hostile clients and upstreams against the built binary, in a network na
 soak: ## the stories of test/e2e at full length: a minute of load and five rotations, a minute without Vault
 	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/...
 
-bench: ## ratios against a bare ReverseProxy and a bare goproxy, in one run
+bench: ## ratios against nginx, haproxy, a bare ReverseProxy and a bare goproxy, in one run
 	$(GO) run ./test/bench
 
 fuzz: ## each fuzzer for FUZZTIME

@@ -353,7 +353,7 @@ func TestTooLarge(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	many := "providers: [" + strings.Repeat("{name: openai},", maxProviders+1) + "]"
-	if _, err := Parse(append(base, "\n"+many...), "x", noEnv, ""); err == nil || !strings.Contains(err.Error(), "at most 200") {
+	if _, err := Parse(append(base, "\n"+many...), "x", noEnv, ""); err == nil || !strings.Contains(err.Error(), "at most 2000 ") {
 		t.Errorf("%v", err)
 	}
 }

@@ -20,7 +20,7 @@ const (
 	maxDuration = 365 * 24 * time.Hour
 	maxRamp     = 20
 	// maxProviders bounds what is compared in pairs.
-	maxProviders = 200
+	maxProviders = 2000
 	maxSocket    = 103 // the shortest sun_path of the platforms, without its NUL
 )
 

@@ -1,8 +1,11 @@
-// Command bench compares the agent with a bare httputil.ReverseProxy and a bare
-// goproxy, all in one interleaved run on one machine, and prints ratios. Each
-// peer is a process of its own in front of the same TLS upstream; what counts is
-// the CPU time that the kernel charges it for, per request. Absolute figures mean
-// little on a shared machine; the ratios hold.
+// Command bench compares the agent with nginx, haproxy, a bare
+// httputil.ReverseProxy and a bare goproxy, all in one interleaved run on one
+// machine, and prints ratios. Each peer is a process of its own in front of the
+// same TLS upstream; what counts is the CPU time that the kernel charges it for,
+// per request. Absolute figures mean little on a shared machine; the ratios hold.
+//
+//	go run ./test/bench             the table
+//	go run ./test/bench -out docs   and docs/BENCHMARK.md with its plot
 package main
 
 import (
@@ -13,29 +16,38 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 )
 
+// options are how long the run takes.
+type options struct {
+	rounds, requests, conns, streams int
+	hold                             time.Duration
+	only                             string
+}
+
 func main() {
+	var o options
 	role := flag.String("role", "", "internal: run as one of the peers")
-	rounds := flag.Int("rounds", 7, "rounds; medians are printed")
-	requests := flag.Int("requests", 8000, "requests a round and peer")
-	conns := flag.Int("conns", 32, "client connections")
-	streams := flag.Int("streams", 400, "concurrent event streams")
+	out := flag.String("out", "", "folder in which BENCHMARK.md and benchmark.svg are written")
+	flag.StringVar(&o.only, "only", "", "requests, streams, flat or idle; all where nothing is said")
+	flag.IntVar(&o.rounds, "rounds", 7, "rounds; medians are printed")
+	flag.IntVar(&o.requests, "requests", 20000, "requests a round and peer")
+	flag.IntVar(&o.conns, "conns", 32, "client connections")
+	flag.IntVar(&o.streams, "streams", 400, "concurrent event streams")
+	flag.DurationVar(&o.hold, "hold", 4*time.Second, "how long streams are watched a round and peer")
 	flag.Parse()
 	var err error
 	switch *role {
 	case "":
-		err = run(*rounds, *requests, *conns, *streams)
-	case "upstream":
-		err = serveUpstream()
+		err = run(o, *out)
+	case "streams":
+		err = serveStreams()
 	case "reverseproxy":
-		err = serveReverseProxy(flag.Arg(0))
+		err = serveReverseProxy(flag.Arg(0), flag.Arg(1))
 	case "goproxy":
-		err = serveGoproxy(flag.Arg(0))
+		err = serveGoproxy()
 	default:
 		err = errors.New("no such role")
 	}
@@ -45,18 +57,7 @@ func main() {
 	}
 }
 
-// peer is one process in front of the upstream, and how a client reaches the upstream through it.
-type peer struct {
-	name    string
-	proc    *process
-	connect bool // through CONNECT, else by a path
-	addr    string
-	path    string
-	cpu     []float64 // µs per request, one a round
-	p50     []float64 // µs
-}
-
-func run(rounds, requests, conns, streams int) error {
+func run(o options, out string) error {
 	if runtime.GOOS != "linux" {
 		return errors.New("needs /proc: run it on Linux")
 	}
@@ -66,88 +67,126 @@ func run(rounds, requests, conns, streams int) error {
 	}
 	defer os.RemoveAll(dir)
 	s, err := newStage(dir)
-	if s != nil {
-		defer s.close()
-	}
+	defer s.close()
 	if err != nil {
 		return err
 	}
-	for _, p := range s.peers {
-		if _, err := s.load(p, conns*20, conns); err != nil { // warm up
-			return fmt.Errorf("%s: %w", p.name, err)
+	r := &results{options: o, stage: s}
+	for _, part := range []struct {
+		name string
+		run  func(*stage, options) error
+	}{{"requests", r.requestsRound}, {"streams", r.streamsRound}, {"flat", r.flatRound}, {"idle", r.idle}} {
+		if o.only != "" && o.only != part.name {
+			continue
+		}
+		if err := part.run(s, o); err != nil {
+			return err
 		}
 	}
-	for range rounds {
+	text := r.markdown()
+	fmt.Print(text)
+	if out == "" {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(out, "BENCHMARK.md"), []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(out, "benchmark.svg"), []byte(r.svg()), 0o644)
+}
+
+// results is what was measured.
+type results struct {
+	options
+	stage   *stage
+	direct  []streamed // the provider itself
+	flat    []*peer
+	idleRSS int // KiB
+}
+
+// requestsRound measures requests, peer after peer in each round.
+func (r *results) requestsRound(s *stage, o options) error {
+	for round := range o.rounds {
 		for _, p := range s.peers {
-			before := p.proc.cpu()
-			lat, err := s.load(p, requests, conns)
+			many, err := s.load(p, o.requests, o.conns)
 			if err != nil {
-				return fmt.Errorf("%s: %w", p.name, err)
+				return err
 			}
-			p.cpu = append(p.cpu, float64((p.proc.cpu()-before).Microseconds())/float64(requests))
-			p.p50 = append(p.p50, float64(lat.Microseconds()))
+			one, err := s.load(p, o.requests/10, 1)
+			if err != nil {
+				return err
+			}
+			p.many, p.one = append(p.many, many), append(p.one, one)
 		}
+		fmt.Fprintf(os.Stderr, "requests: round %d of %d\n", round+1, o.rounds)
 	}
-	report(s.peers, conns, rounds, requests)
-	return s.memory(streams)
+	return nil
 }
 
-func median(v []float64) float64 {
-	v = slices.Clone(v)
-	slices.Sort(v)
-	return v[len(v)/2]
-}
-
-// ratio is the median of the ratios pair by pair: a and b ran next to each other in each round.
-func ratio(a, b []float64) float64 {
-	r := make([]float64, len(a))
-	for i := range a {
-		r[i] = a[i] / b[i]
-	}
-	return median(r)
-}
-
-func report(peers []*peer, conns, rounds, requests int) {
-	byName := map[string]*peer{}
-	for _, p := range peers {
-		byName[p.name] = p
-	}
-	fmt.Printf("GET of a 900-byte answer, TLS upstream, %d connections, medians of %d rounds of %d requests\n\n", conns, rounds, requests)
-	tw := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "peer\tCPU µs a request\tp50 µs\tratio\t")
-	for _, p := range peers {
-		base, what := byName["reverseproxy"], "reverseproxy"
-		if p.connect {
-			base, what = byName["goproxy CONNECT"], "goproxy"
+// streamsRound measures event streams. A peer that holds its memory after one
+// round is fresh for the next by its own means.
+func (r *results) streamsRound(s *stage, o options) error {
+	direct := &peer{name: "no proxy", addr: s.streams, stream: "/v1/stream"}
+	for round := range (o.rounds + 1) / 2 {
+		for _, p := range append([]*peer{direct}, s.peers...) {
+			if p.stream == "" {
+				continue
+			}
+			got, err := s.streamThrough(p, o.streams, o.hold)
+			if err != nil {
+				return err
+			}
+			p.streams = append(p.streams, got)
 		}
-		fmt.Fprintf(tw, "%s\t%.1f\t%.0f\t%.2f × %s\t\n", p.name, median(p.cpu), median(p.p50), ratio(p.cpu, base.cpu), what)
+		fmt.Fprintf(os.Stderr, "streams: round %d of %d\n", round+1, (o.rounds+1)/2)
 	}
-	tw.Flush()
+	r.direct = direct.streams
+	return nil
 }
 
-// root is the module's folder.
-func root() (string, error) {
+// flatRound measures what many providers and keys cost a request.
+func (r *results) flatRound(s *stage, o options) error {
+	var err error
+	if r.flat, err = s.flatPeers(); err != nil {
+		return err
+	}
+	for round := range o.rounds {
+		for _, p := range r.flat {
+			got, err := s.load(p, o.requests, o.conns)
+			if err != nil {
+				return err
+			}
+			p.many = append(p.many, got)
+		}
+		fmt.Fprintf(os.Stderr, "providers and keys: round %d of %d\n", round+1, o.rounds)
+	}
+	return nil
+}
+
+// idle reads the resident set of an agent that has served one request.
+func (r *results) idle(s *stage, _ options) error {
+	p, _, err := s.startAgent("idle", s.bench())
+	if err != nil {
+		return err
+	}
+	time.Sleep(settle)
+	r.idleRSS = p.rss()
+	return nil
+}
+
+// settle lets the garbage collector and the kernel catch up before memory is read.
+const settle = 2 * time.Second
+
+func buildPostern(dir string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("go list -m: %w", err)
 	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-func buildPostern(dir string) (string, error) {
-	r, err := root()
-	if err != nil {
-		return "", err
-	}
 	bin := filepath.Join(dir, "postern")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./cmd/postern")
-	cmd.Dir = r
+	cmd.Dir = strings.TrimSpace(string(out))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building postern: %w\n%s", err, out)
 	}
 	return bin, nil
 }
-
-// settle lets the garbage collector and the kernel catch up before memory is read.
-const settle = 2 * time.Second

@@ -29,9 +29,8 @@ const (
 
 var answer = []byte(`{"id":"chatcmpl-1","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"` + strings.Repeat("x", 780) + `"}}]}`)
 
-// serveUpstream answers every request with about 900 bytes, and /stream with an
-// event a second until the client leaves.
-func serveUpstream() error {
+// serveStreams is a provider whose every answer is a stream of events.
+func serveStreams() error {
 	cert, err := tls.LoadX509KeyPair(os.Getenv(certEnv), os.Getenv(certEnv))
 	if err != nil {
 		return err
@@ -46,30 +45,8 @@ func serveUpstream() error {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		if strings.HasSuffix(r.URL.Path, "/stream") {
-			stream(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Write(answer)
+		stream(w, r)
 	}))
-}
-
-func stream(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "text/event-stream")
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		if _, err := fmt.Fprint(w, "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n"); err != nil {
-			return
-		}
-		w.(http.Flusher).Flush()
-		select {
-		case <-tick.C:
-		case <-r.Context().Done():
-			return
-		}
-	}
 }
 
 func roots() (*x509.CertPool, error) {
@@ -82,18 +59,19 @@ func roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// serveReverseProxy is the standard library's proxy with one header set and its pool sized.
-func serveReverseProxy(upstream string) error {
+// serveReverseProxy is the standard library's proxy with one header set and its
+// pool sized, in front of the provider and of the streams.
+func serveReverseProxy(upstream, streams string) error {
 	pool, err := roots()
-	if err != nil {
-		return err
-	}
-	target, err := url.Parse("https://" + upstream)
 	if err != nil {
 		return err
 	}
 	rp := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
+			target := &url.URL{Scheme: "https", Host: upstream}
+			if strings.HasPrefix(r.In.URL.Path, "/streams/") {
+				target.Host = streams
+			}
 			r.SetURL(target)
 			r.Out.Header.Set("Authorization", "Bearer "+apiKey)
 		},
@@ -104,7 +82,7 @@ func serveReverseProxy(upstream string) error {
 }
 
 // serveGoproxy intercepts every CONNECT and sets one header.
-func serveGoproxy(string) error {
+func serveGoproxy() error {
 	pool, err := roots()
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ type DebianProgram struct {
 	Dir     string // where it lies, if no PATH leads there
 }
 
-// The programs that run containers, build images and check alerts.
+// The programs that run containers, build images and check alerts, and that the agent is measured against.
 var (
 	Runc     = DebianProgram{Name: "runc", Package: "runc"}
 	Bridge   = DebianProgram{Name: "bridge", Package: "containernetworking-plugins", Dir: "/usr/lib/cni"}
@@ -28,10 +28,12 @@ var (
 	Buildah  = DebianProgram{Name: "buildah", Package: "buildah"}
 	Busybox  = DebianProgram{Name: "busybox", Package: "busybox-static"}
 	Promtool = DebianProgram{Name: "promtool", Package: "prometheus"}
+	Nginx    = DebianProgram{Name: "nginx", Package: "nginx-light"}
+	HAProxy  = DebianProgram{Name: "haproxy", Package: "haproxy"}
 )
 
 // Debian are all of them.
-var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox, Promtool}
+var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox, Promtool, Nginx, HAProxy}
 
 // Find returns the program's path. A missing package is installed if this
 // process may do so, which is what a machine of CI is like; the error says why
