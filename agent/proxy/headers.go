@@ -51,8 +51,15 @@ func stripRequest(h http.Header, strip map[string]bool) {
 	}
 }
 
-// stripResponse removes hop-by-hop fields from an answer.
+// stripResponse removes hop-by-hop fields from an answer, and names with a space
+// in them, which net/http lets through: a client may read "Content-Length : 5"
+// as the framing of an answer that is framed in another way (RFC 9112 section 5.1).
 func stripResponse(h http.Header) {
+	for k := range h {
+		if strings.IndexByte(k, ' ') >= 0 {
+			delete(h, k)
+		}
+	}
 	for _, v := range h["Connection"] {
 		for name := range strings.SplitSeq(v, ",") {
 			if name = textproto.TrimString(name); name != "" {

@@ -84,6 +84,8 @@ type want struct {
 	check   func(*run, *request) // of each of the n
 	answer  func(*run, *reply)   // of the answer
 	anyhow  bool                 // whatever the answer is
+	again   bool                 // there may be one request more
+	cut     bool                 // the provider may have had beginnings of requests that broke off
 }
 
 // refused: an error of the agent's own, and nobody has been reached.

@@ -120,8 +120,12 @@ func (w *internet) serve(nc net.Conn) {
 		return
 	}
 	ahead := &aheadConn{nc, br}
-	if first[0] != 0x16 || c.host() == plainHost {
+	switch {
+	case first[0] != 0x16:
 		w.http1(c, ahead, ahead)
+		return
+	case c.host() == plainHost:
+		io.WriteString(nc, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 		return
 	}
 	c.tls = true

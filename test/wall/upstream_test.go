@@ -104,7 +104,7 @@ const (
 // usual is the answer of a host that has none of its own.
 func usual(r *request) ([]string, bool) {
 	if i := strings.Index(r.target, fence); i >= 0 {
-		body := r.target[i:]
+		body, _, _ := strings.Cut(r.target[i:], "?") // where the query carries the key
 		return []string{fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)}, false
 	}
 	if strings.EqualFold(r.header("Upgrade"), "websocket") {
