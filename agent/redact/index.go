@@ -18,6 +18,7 @@ type snapshot struct {
 	// It is destroyed when another snapshot takes its place.
 	index *secret.Value
 	forms []formRef
+	bits  int // of the filter: its size is 1<<bits
 	slots int // a power of two
 	back  int // how much of what went out a Stream has to remember
 	long  int // the longest form
@@ -33,27 +34,35 @@ type formRef struct {
 type slot struct{ hash, ref uint32 }
 
 const (
-	filterBits  = 16
-	filterWords = 1 << filterBits / 64
-	filterAt    = 32 // the multiplier, and room so that what follows is aligned
-	slotsAt     = filterAt + filterWords*8
-	slotSize    = 8
+	// The filter has a bit for each spare words, so that ordinary text passes it in
+	// one place of as many, however many values are known; but it stays within the
+	// processor's nearer caches.
+	spare         = 32
+	minFilterBits = 16
+	maxFilterBits = 22
+	filterAt      = 32 // the multiplier, and room so that what follows is aligned
+	slotSize      = 8
 )
 
 // table is the index as scan sees it; it is valid inside index.Use only.
 type table struct {
 	key    uint64
-	filter *[filterWords]uint64
+	shift  uint // of a hash, to the number of its bit in the filter
+	filter []uint64
 	slots  []slot
 }
 
 func (sn *snapshot) table(b []byte) table {
 	return table{
 		key:    binary.LittleEndian.Uint64(b),
-		filter: (*[filterWords]uint64)(unsafe.Pointer(&b[filterAt])),
-		slots:  unsafe.Slice((*slot)(unsafe.Pointer(&b[slotsAt])), sn.slots),
+		shift:  uint(32 - sn.bits),
+		filter: unsafe.Slice((*uint64)(unsafe.Pointer(&b[filterAt])), 1<<sn.bits/64),
+		slots:  unsafe.Slice((*slot)(unsafe.Pointer(&b[sn.slotsAt()])), sn.slots),
 	}
 }
+
+// slotsAt is where the slots begin, behind the filter.
+func (sn *snapshot) slotsAt() int { return filterAt + 1<<sn.bits/8 }
 
 // rebuild makes a snapshot of the entries and puts it in place of the former
 // one, which alone still needed those that were dropped.
@@ -83,9 +92,11 @@ func (s *Set) build() (*snapshot, error) {
 			sn.long = max(sn.long, f.n)
 		}
 	}
-	sn.slots = 1 << bits.Len(uint(2*words*len(sn.forms)))
+	known := uint(words * len(sn.forms))
+	sn.bits = min(max(bits.Len(spare*known), minFilterBits), maxFilterBits)
+	sn.slots = 1 << bits.Len(2*known)
 	var err error
-	sn.index, err = secret.Make(slotsAt+sn.slots*slotSize, func(b []byte) int {
+	sn.index, err = secret.Make(sn.slotsAt()+sn.slots*slotSize, func(b []byte) int {
 		s.key.Use(func(key []byte) { copy(b, key) })
 		t := sn.table(b)
 		for i := range sn.forms {
@@ -101,7 +112,8 @@ func (t table) add(f *formRef, number int) {
 	f.entry.marks.Use(func(m []byte) {
 		for j := range words {
 			h := binary.LittleEndian.Uint32(m[f.i*markSize+j*4:])
-			t.filter[h>>22] |= 1 << (h >> 16 & 63)
+			bit := h >> t.shift
+			t.filter[bit>>6] |= 1 << (bit & 63)
 			at := h & uint32(len(t.slots)-1)
 			for t.slots[at].ref != 0 {
 				at = (at + 1) & uint32(len(t.slots)-1)

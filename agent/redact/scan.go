@@ -71,15 +71,16 @@ func (sc *scan) run() {
 
 func (sc *scan) through(index []byte) {
 	sc.t = sc.sn.table(index)
-	key, filter := sc.t.key, sc.t.filter
+	key, filter, shift := sc.t.key, sc.t.filter, sc.t.shift&31
 	p := sc.b
 	for len(p) >= 32 {
 		h0 := hashWord(binary.LittleEndian.Uint64(p), key)
 		h1 := hashWord(binary.LittleEndian.Uint64(p[8:]), key)
 		h2 := hashWord(binary.LittleEndian.Uint64(p[16:]), key)
 		h3 := hashWord(binary.LittleEndian.Uint64(p[24:]), key)
-		some := filter[h0>>22]>>(h0>>16&63) | filter[h1>>22]>>(h1>>16&63) |
-			filter[h2>>22]>>(h2>>16&63) | filter[h3>>22]>>(h3>>16&63)
+		b0, b1, b2, b3 := h0>>shift, h1>>shift, h2>>shift, h3>>shift
+		some := filter[b0>>6]>>(b0&63) | filter[b1>>6]>>(b1&63) |
+			filter[b2>>6]>>(b2&63) | filter[b3>>6]>>(b3&63)
 		if some&1 != 0 {
 			at := len(sc.b) - len(p)
 			sc.word(at, h0)
@@ -116,7 +117,7 @@ func (sc *scan) tail() {
 
 // word looks up the word at a place by its hash.
 func (sc *scan) word(at int, h uint32) {
-	if sc.t.filter[h>>22]>>(h>>16&63)&1 == 0 {
+	if bit := h >> sc.t.shift; sc.t.filter[bit>>6]>>(bit&63)&1 == 0 {
 		return
 	}
 	for i := int(h) & (len(sc.t.slots) - 1); ; i = (i + 1) & (len(sc.t.slots) - 1) {

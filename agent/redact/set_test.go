@@ -1,7 +1,9 @@
 package redact
 
 import (
+	"crypto/rand"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 	"sync"
@@ -296,4 +298,32 @@ func TestNothingFoundAllocatesNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("Mask with a hit: %v allocations", n)
 	}
+}
+
+// However many values are known, ordinary text passes the filter: of a bit in so
+// many, few are set. And each of them is found.
+func TestManyValues(t *testing.T) {
+	s := newSet(t, Options{})
+	const many = 300
+	var text []byte
+	for i := range many {
+		key := "sk-proj-" + rand.Text() + rand.Text()
+		if _, err := s.Add(Label{"k", i}, value(t, key), "sk-proj-"); err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, "key: "+key+"\n"...)
+	}
+	if n := s.Mask(text, WhereResponse); n != many {
+		t.Errorf("%d of %d values were found", n, many)
+	}
+	sn := s.snap.Load()
+	sn.index.Use(func(b []byte) {
+		set, filter := 0, sn.table(b).filter
+		for _, w := range filter {
+			set += bits.OnesCount64(w)
+		}
+		if share := float64(set) / float64(64*len(filter)); share > 1./spare {
+			t.Errorf("%.1f %% of the filter's bits are set", 100*share)
+		}
+	})
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // MaxLen is the longest value the arena takes, in bytes.
-const MaxLen = 4 << 20
+const MaxLen = 32 << 20
 
 // Value is a secret's bytes outside the Go heap. It is made by New, Make or
 // Clone, is used through a pointer only, and may be used concurrently. A nil

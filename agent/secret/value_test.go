@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,7 +56,7 @@ func TestNewWipesItsArgumentOnError(t *testing.T) {
 	in := bytes.Repeat([]byte("x"), MaxLen+1)
 	if _, err := New(in); err == nil {
 		t.Fatal("a value over MaxLen was taken")
-	} else if !strings.Contains(err.Error(), "4194304") {
+	} else if !strings.Contains(err.Error(), strconv.Itoa(MaxLen)) {
 		t.Errorf("the error does not name the limit: %v", err)
 	}
 	if !bytes.Equal(in, make([]byte, len(in))) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,7 @@ func putMany(dir string) error {
 	defer st.Close()
 	scope := keys.Scope{Environment: "bench", ProxyID: "px_bench"}
 	for i := range many {
-		v, err := secret.New(fmt.Appendf(nil, "sk-proj-bench%040d", i))
+		v, err := secret.New([]byte("sk-proj-bench" + rand.Text() + rand.Text()))
 		if err != nil {
 			return err
 		}
