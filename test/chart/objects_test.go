@@ -9,65 +9,15 @@ import (
 	"testing"
 
 	"gopkg.in/yaml.v3"
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	strict "sigs.k8s.io/yaml"
 )
 
-// typed are Kubernetes' own kinds, as its API reads them.
-func typed(kind string) any {
-	switch kind {
-	case "Deployment":
-		return new(appsv1.Deployment)
-	case "Service":
-		return new(corev1.Service)
-	case "ServiceAccount":
-		return new(corev1.ServiceAccount)
-	case "ConfigMap":
-		return new(corev1.ConfigMap)
-	case "Secret":
-		return new(corev1.Secret)
-	case "Pod":
-		return new(corev1.Pod)
-	case "ClusterRole":
-		return new(rbacv1.ClusterRole)
-	case "ClusterRoleBinding":
-		return new(rbacv1.ClusterRoleBinding)
-	case "Role":
-		return new(rbacv1.Role)
-	case "RoleBinding":
-		return new(rbacv1.RoleBinding)
-	case "PodDisruptionBudget":
-		return new(policyv1.PodDisruptionBudget)
-	case "NetworkPolicy":
-		return new(networkingv1.NetworkPolicy)
-	case "MutatingWebhookConfiguration":
-		return new(admissionregistrationv1.MutatingWebhookConfiguration)
-	}
-	return nil
-}
-
-// Every object has only fields that its kind has, and is where the release is.
-func TestObjectsAreValid(t *testing.T) {
-	foreign := []string{"PodMonitor", "PrometheusRule", "Certificate"}
+// Every object is where the release is, and has the chart's labels.
+func TestObjectsAreTheReleases(t *testing.T) {
 	for _, set := range sets {
 		for name, o := range objects(t, template(t, set)...) {
-			text, err := yaml.Marshal(o)
-			if err != nil {
-				t.Fatal(err)
-			}
 			kind := fmt.Sprint(o["kind"])
-			if into := typed(kind); into != nil {
-				if err := strict.UnmarshalStrict(text, into); err != nil {
-					t.Errorf("%s: %s: %v", set, name, err)
-				}
-			} else if !slices.Contains(foreign, kind) {
-				t.Errorf("%s: %s is of a kind that this test does not know", set, name)
-			}
 			wide := slices.Contains([]string{"ClusterRole", "ClusterRoleBinding", "MutatingWebhookConfiguration"}, kind)
 			namespace, _ := at(o, "metadata", "namespace").(string)
 			if !wide && namespace != "postern-system" && kind != "Pod" && !strings.HasSuffix(name, "-text") || wide && namespace != "" {

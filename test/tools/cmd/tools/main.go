@@ -18,8 +18,12 @@ import (
 )
 
 var builders = map[string]func() (string, error){
-	"helm":  tools.BuildHelm,
-	"vault": tools.BuildVault,
+	"compose":       tools.Compose.Build,
+	"helm":          tools.BuildHelm,
+	"helm-unittest": tools.HelmUnittest.Build,
+	"kubeconform":   tools.Kubeconform.Build,
+	"schemas":       tools.BuildSchemas,
+	"vault":         tools.BuildVault,
 }
 
 // long is a build that is worth a mention.
