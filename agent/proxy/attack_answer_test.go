@@ -44,6 +44,8 @@ func TestWhatAnUpstreamMaySay(t *testing.T) {
 		{"the key in every field", ok + "Set-Cookie: a=" + key1 + "\r\nX-A: a\r\nX-A: Bearer " + key1 + "\r\nContent-Length: 2\r\n\r\nok", 200, "ok"},
 		{"two lengths", ok + "Content-Length: 2\r\nContent-Length: 3\r\n\r\nokX", 502, ""},
 		{"a length and chunks", ok + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200, "ok"},
+		{"a length with a space before its colon", ok + "Content-Length : 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200, "ok"},
+		{"a long head and nothing behind it", ok + strings.Repeat("X-A: "+strings.Repeat("a", 100)+"\r\n", 60) + "Transfer-Encoding: chunked\r\n\r\n", 0, ""},
 		{"coded chunks", ok + "Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502, ""},
 		{"a second content coding", ok + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok", 502, ""},
 		{"fewer bytes than said", ok + "Content-Length: 5\r\n\r\nok", 0, ""},
@@ -76,6 +78,9 @@ func TestWhatAnUpstreamMaySay(t *testing.T) {
 					if err == nil {
 						t.Errorf("way %d: whole: %q", i, all.String())
 					}
+					if !strings.Contains(all.String(), "\r\n\r\n") { // curl takes half a head for a whole answer
+						t.Errorf("way %d: cut inside the head: %q", i, all.String())
+					}
 				case err != nil || resp.StatusCode != c.status || c.status < 300 && string(body) != c.body:
 					t.Errorf("way %d: %q, %v", i, all.String(), err)
 				default:
@@ -83,6 +88,9 @@ func TestWhatAnUpstreamMaySay(t *testing.T) {
 					if resp, err := http.ReadResponse(br, nil); err != nil || resp.StatusCode != 400 {
 						t.Errorf("way %d: what follows: %v, %v", i, resp, err)
 					}
+				}
+				if strings.Contains(all.String(), " :") {
+					t.Errorf("way %d: a name with a space: %q", i, all.String())
 				}
 				if strings.Contains(all.String()+w.log.String(), key1[8:]) {
 					t.Errorf("way %d: the key came through: %q\n%s", i, all.String(), w.log.String())

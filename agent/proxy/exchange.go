@@ -271,7 +271,9 @@ func (x *exchange) respond(resp *http.Response) {
 		x.fail(codeCutShort, upstream.Explain(resp.Request.URL.Host, err))
 	}
 	// The head is out, so the only honest way to say "cut short" is to cut the
-	// connection; a client that ended its own side alone still reads.
+	// connection; a client that ended its own side alone still reads. All of the
+	// head goes first: what ends in the middle of one curl takes for a whole answer.
+	http.NewResponseController(x.w).Flush()
 	panic(http.ErrAbortHandler)
 }
 

@@ -61,6 +61,8 @@ func TestRouteRefusals(t *testing.T) {
 		"/openai/v1/%2e%2e/admin":     codeBadPath,
 		"/openai//v1/models":          codeBadPath,
 		"/openai/v1%2f..%2f..%2fkeys": codeBadPath,
+		`/openai/v1\models`:           codeBadPath,
+		`/openai/{v1}\models`:         codeBadPath,
 	} {
 		c := w.dial()
 		resp := w.raw(c, "GET "+path+" HTTP/1.1\r\nHost: "+w.addr+"\r\n\r\n")

@@ -177,7 +177,7 @@ func (x *exchange) absolute() {
 	}
 	port := map[string]string{"http": "80", "https": "443"}[r.URL.Scheme]
 	host, port, err := authority(r.URL.Host, port)
-	if err != nil || r.URL.User != nil {
+	if err != nil || r.URL.User != nil || r.URL.Scheme != "http" && r.URL.Scheme != "https" {
 		x.refuse(http.StatusBadRequest, codeBadHost, errAuthority.Error(), nil)
 		return
 	}
@@ -254,13 +254,17 @@ func (p *pinned) names(r *http.Request) bool {
 	return err == nil && host == p.host && port == p.port
 }
 
-// rawPath is the request target's path as the client escaped it.
+// rawPath is the request target's path as the client escaped it. A backslash
+// stays one: net/url would escape it, and what is refused would pass.
 func rawPath(r *http.Request) string {
-	p := r.URL.EscapedPath()
-	if p == "" {
+	switch p := r.URL.EscapedPath(); {
+	case strings.IndexByte(r.URL.RawPath, '\\') >= 0:
+		return r.URL.RawPath
+	case p == "":
 		return "/"
+	default:
+		return p
 	}
-	return p
 }
 
 // begin opens the exchange.
