@@ -323,12 +323,14 @@ func (x *exchange) copyBody(resp *http.Response, st *redact.Stream) error {
 			}
 		}
 		if rerr != nil {
+			var rest []byte
 			if st != nil {
-				x.w.Write(st.Close())
+				rest = st.Close()
 			}
 			if rerr != io.EOF {
-				return rerr
+				return rerr // the rest, perhaps the beginning of a key, is not for an answer that is cut
 			}
+			x.w.Write(rest)
 			if left != 0 {
 				return x.r.Context().Err() // an upstream that is given up may end what it says as if it were whole
 			}

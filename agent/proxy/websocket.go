@@ -133,7 +133,7 @@ func (x *exchange) copyFrames(client io.Writer, up io.Reader, compressed bool) {
 			}
 		}
 		if err != nil {
-			client.Write(st.Close())
+			st.Close() // what is held is no close frame, so the connection broke off, perhaps within a key
 			return
 		}
 	}

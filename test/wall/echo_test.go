@@ -53,6 +53,7 @@ var echo = &group{class: 10, name: "echo", says: "the key said back", cases: []k
 	{name: "client-asks-for-gzip", inv: "I5", source: "RFC 9110 12.5.3", on: everyHTTP,
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nAccept-Encoding: gzip, br, zstd", want: attached(uncompressed)},
 	{name: "websocket-frames", inv: "I5", source: "RFC 6455 5.1", on: everyWS, do: framesWithKey},
+	{name: "websocket-cut-in-the-middle", inv: "I5", source: "RFC 6455 7.1.5", on: everyWS, do: framesCut},
 	{name: "websocket-handshake", inv: "I5", source: "RFC 6455 4.2.2", on: everyWS, send: models,
 		says: openai("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Echo: {key}\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"), want: attached()},
 	{name: "websocket-compression-is-not-offered", inv: "I5", source: "RFC 7692 5", on: everyWS,
@@ -99,7 +100,7 @@ func masked(r *run, got *reply) {
 
 // noHalf: of a key that breaks off the client has at most its public beginning and 8 bytes.
 func noHalf(r *run, got *reply) {
-	if strings.Contains(r.heard.String(), r.p.key[:len("sk-proj-")+9]) {
+	if strings.Contains(r.heard.String(), r.p.key[:len("sk-")+8]) {
 		r.t.Errorf("the client has heard %q", got.body)
 	}
 }
@@ -151,6 +152,22 @@ func framesWithKey(r *run) {
 	if !strings.HasSuffix(string(b), "\x88\x00") || !strings.Contains(string(b), "bad key ********") {
 		r.t.Errorf("the frames came as %q", b)
 	}
+	r.fence()
+	r.account(1, nil)
+}
+
+// framesCut: the provider's connection breaks off within the key.
+func framesCut(r *run) {
+	r.w.net.reset(map[string]answer{"api.openai.com": saysAndEnds(switching, "\x81\x7e\x01\x00bad key {first}")})
+	r.conn = r.open()
+	if got := r.ask(r.conn, models+"\n"+strings.TrimSuffix(handshake, "\n")); got.StatusCode != http.StatusSwitchingProtocols {
+		r.t.Fatalf("%d %s", got.StatusCode, got.body)
+	}
+	b, _ := io.ReadAll(r.conn.br)
+	if !strings.Contains(string(b), "bad key ") {
+		r.t.Errorf("the frame came as %q", b)
+	}
+	noHalf(r, &reply{body: string(b)})
 	r.fence()
 	r.account(1, nil)
 }

@@ -24,6 +24,7 @@ type internet struct {
 
 	mu       sync.Mutex
 	conns    []*conn
+	ever     []*conn // since the beginning
 	requests []*request
 	answers  map[string]answer // by host; what has none answers {}
 	wg       sync.WaitGroup
@@ -103,9 +104,6 @@ func (w *internet) note(r *request) answer {
 func (w *internet) serve(nc net.Conn) {
 	w.mu.Lock()
 	at := netip.MustParseAddrPort(nc.LocalAddr().String())
-	c := &conn{}
-	c.to = net.JoinHostPort(w.names.of(at.Addr()), strconv.Itoa(int(at.Port())))
-	w.conns = append(w.conns, c)
 	w.open[nc] = true
 	w.mu.Unlock()
 	defer func() {
@@ -114,7 +112,14 @@ func (w *internet) serve(nc net.Conn) {
 		delete(w.open, nc)
 		w.mu.Unlock()
 	}()
-	br := bufio.NewReader(nc)
+	w.meet(&conn{to: net.JoinHostPort(w.names.of(at.Addr()), strconv.Itoa(int(at.Port())))}, nc, bufio.NewReader(nc))
+}
+
+// meet is one connection, in TLS if the other side begins so.
+func (w *internet) meet(c *conn, nc net.Conn, br *bufio.Reader) {
+	w.mu.Lock()
+	w.conns, w.ever = append(w.conns, c), append(w.ever, c)
+	w.mu.Unlock()
 	first, err := br.Peek(1)
 	if err != nil {
 		return

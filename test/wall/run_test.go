@@ -334,8 +334,8 @@ func (r *run) account(n int, check func(*run, *request), foreign ...string) {
 	requests, conns := r.w.net.seen()
 	var mine []*request
 	for _, q := range requests {
-		if strings.Contains(q.target, fence) && q.bad == nil {
-			continue
+		if strings.Contains(q.target, fence) && q.bad == nil || q.method == "CONNECT" && q.conn.to == "egress.test:3128" && r.w.owner(q.target) != nil {
+			continue // a company's proxy is told no more than the host
 		}
 		r.noStrayKeys(q)
 		if p := r.w.owner(q.conn.to); p == nil {
@@ -351,7 +351,7 @@ func (r *run) account(n int, check func(*run, *request), foreign ...string) {
 		}
 	}
 	for _, c := range conns {
-		if r.w.owner(c.to) == nil && !slices.Contains(foreign, c.to) {
+		if r.w.owner(c.to) == nil && !slices.Contains(foreign, c.to) && !(r.c.agent == "egress" && c.to == "egress.test:3128") {
 			r.t.Errorf("a connection to %s (SNI %q) was opened", c.to, c.sni)
 		}
 	}
