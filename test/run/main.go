@@ -70,6 +70,7 @@ func parts() []part {
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...")},
 		{name: "end to end", cmd: append(slices.Clone(outside), "./test/e2e/...")},
 		{name: "wall", cmd: append(slices.Clone(outside), "./test/wall/...")},
+		{name: "framing", cmd: append(slices.Clone(outside), "./test/framing/...")},
 		{name: "documents", cmd: append(slices.Clone(outside), "./test/docs/...")},
 		{name: "chart", cmd: append(slices.Clone(outside), "./test/chart/...")},
 		{name: "sdk", cmd: append(slices.Clone(outside), "./test/sdk/...")},

@@ -19,7 +19,7 @@ type DebianProgram struct {
 	Dir     string // where it lies, if no PATH leads there
 }
 
-// The programs that run containers, build images and check alerts, and that the agent is measured against.
+// The programs that run containers, build images and check alerts, and that the agent is measured against or stands in front of.
 var (
 	Runc     = DebianProgram{Name: "runc", Package: "runc"}
 	Bridge   = DebianProgram{Name: "bridge", Package: "containernetworking-plugins", Dir: "/usr/lib/cni"}
