@@ -119,16 +119,39 @@ func climbs(dots int, other bool) bool { return !other && (dots == 1 || dots == 
 
 // lookThrough returns the first character of s as the most eager decoder sees
 // it, and the bytes it takes. A % that begins no escape is itself.
-func lookThrough(s string) (c byte, n int) {
+func lookThrough(s string) (c byte, n int) { return lookDeep(s, 0) }
+
+// maxNesting is how deep digits of an escape may be escapes themselves.
+const maxNesting = 8
+
+func lookDeep(s string, depth int) (c byte, n int) {
 	c, n = s[0], 1
-	for c == '%' && len(s) >= n+2 {
-		hi, lo := unhex(s[n]), unhex(s[n+1])
-		if hi < 0 || lo < 0 {
+	for c == '%' {
+		hi, a := digitAt(s[n:], n > 1, depth)
+		if hi < 0 {
 			break
 		}
-		c, n = byte(hi<<4|lo), n+2
+		lo, b := digitAt(s[n+a:], n > 1, depth)
+		if lo < 0 {
+			break
+		}
+		c, n = byte(hi<<4|lo), n+a+b
 	}
 	return c, n
+}
+
+// digitAt reads a hexadecimal digit and says how many bytes it takes. Behind a %
+// that was an escape it may be one too: %25%32%65 is %2e to who decodes once,
+// and a dot to who decodes twice.
+func digitAt(s string, escaped bool, depth int) (digit, n int) {
+	switch {
+	case s == "":
+		return -1, 0
+	case s[0] == '%' && escaped && depth < maxNesting:
+		c, n := lookDeep(s, depth+1)
+		return unhex(c), n
+	}
+	return unhex(s[0]), 1
 }
 
 func unhex(c byte) int {

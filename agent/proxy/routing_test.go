@@ -36,12 +36,20 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
+// FuzzAuthority: what CONNECT, Host and absolute URLs name is read as a model
+// reads it that is made of other means.
 func FuzzAuthority(f *testing.F) {
-	for _, s := range []string{"api.openai.com:443", "[::1]:1", "a@b", "2130706433", "a.:1"} {
+	for _, s := range []string{
+		"api.openai.com:443", "[::1]:1", "a@b", "2130706433", "a.:1", "a-b_c.test:65535", "127.0.0.1:080", "1.2.3.4", "1.2.3.04:1", "[::ffff:1.2.3.4]", "[::1%25eth0]:443",
+		"[1::]:", "[::1]443", "::1:443", "a..b:1", "-a:1", "a-:1", "0x7f.1", "x.0", "xn--e1a.test", "_a._b:2", "a:b:1", "[a]:1", "[::1]]:1",
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
 		host, port, err := authority(in, "443")
+		if h, p, ok := modelAuthority(in); ok != (err == nil) || ok && (h != host || p != port) {
+			t.Fatalf("%q: %q %q, %v; the model has %q %q, %v", in, host, port, err, h, p, ok)
+		}
 		if err != nil {
 			return
 		}
