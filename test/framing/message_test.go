@@ -90,9 +90,6 @@ func readRequest(b []byte) (m message, n int, err error) {
 	if hosts := len(m.all("Host")); hosts > 1 || hosts == 0 && parts[2] == "HTTP/1.1" {
 		return m, 0, fmt.Errorf("%d Host fields", hosts)
 	}
-	if len(m.all("Transfer-Encoding")) > 0 && parts[2] == "HTTP/1.0" {
-		return m, 0, errors.New("Transfer-Encoding in HTTP/1.0")
-	}
 	for _, f := range m.fields {
 		// A disguise that some servers see through (CVE-2025-64484): with it, the framing has two readings.
 		if n := strings.ToLower(f.name); n != "content-length" && n != "transfer-encoding" && slices.Contains([]string{"content-length", "transfer-encoding"}, strings.ReplaceAll(n, "_", "-")) {
@@ -140,6 +137,8 @@ func (m *message) content(b []byte, ended bool) (n int, err error) {
 	switch {
 	case len(lengths)+len(encodings) > 1:
 		return 0, errors.New("the body is framed twice")
+	case len(encodings) == 1 && strings.Contains(m.start, "HTTP/1.0"): // RFC 9112 section 6.1
+		return 0, errors.New("Transfer-Encoding in HTTP/1.0")
 	case len(encodings) == 1:
 		if !strings.EqualFold(encodings[0], "chunked") {
 			return 0, fmt.Errorf("Transfer-Encoding %.40q", encodings[0])
