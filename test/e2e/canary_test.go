@@ -15,19 +15,20 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // A known key goes every way that there is, with everything in the way of it
 // that repeats what it was sent. It reaches the provider, and nobody and nothing else.
 func TestCanary(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		c := &canary{world: w, st: st, key: w.key(), next: w.key(), gnarly: w.gnarly(), plain: w.key()}
+		c := &canary{world: w, st: st, key: w.Key(), next: w.Key(), gnarly: w.gnarly(), plain: w.Key()}
 		c.hunt = newHunt(c.key, c.next, c.gnarly, c.plain)
-		c.openai = w.provider("openai", fake.Options{Keys: []string{c.plain}})
+		c.openai = w.Provider("openai", fake.Options{Keys: []string{c.plain}})
 		c.echo, c.parrot = w.parroting("echo")
-		st.put("openai", c.plain)
-		st.put("echo", c.key)
-		st.put("gnarly", c.gnarly)
+		st.Put("openai", c.plain)
+		st.Put("echo", c.key)
+		st.Put("gnarly", c.gnarly)
 		c.start()
 
 		t.Run("answers", c.answers)
@@ -40,7 +41,7 @@ func TestCanary(t *testing.T) {
 		t.Run("exposed", c.exposed)
 		c.process(t, "the agent", c.a.PID())
 		c.end()
-		c.files(t, w.dir)
+		c.files(t, w.Dir)
 		c.look("the log", []byte(c.a.Log.String()))
 		c.look("standard output", []byte(c.a.Out.String()))
 		c.look("the wire", c.wire.bytes())
@@ -65,16 +66,16 @@ type canary struct {
 
 // start starts an agent that says all that it ever says.
 func (c *canary) start() {
-	c.cfg = c.config(c.st, c.openai)
-	c.cfg.more = "log: {level: debug}"
-	c.cfg.rotation = "{grace: 4s}"
-	c.cfg.providers = append(c.cfg.providers, c.echo.entry(", echoes: true"),
-		strings.Replace(c.echo.entry(", echoes: true, http2: true, forward: false"), "name: echo", "name: gnarly", 1))
-	c.a = agenttest.Start(c.t, c.dir, c.cfg.yaml())
-	c.a.Ready(c.t)
-	c.route = c.client(c.wire.tap)
-	through := c.through(c.a, read(c.t, c.path("ca/ca.pem")))
-	c.connect = c.client(func(tr *http.Transport) {
+	c.cfg = c.Config(c.st, c.openai)
+	c.cfg.More = "log: {level: debug}"
+	c.cfg.Rotation = "{grace: 4s}"
+	c.cfg.Providers = append(c.cfg.Providers, c.echo.Entry(", echoes: true"),
+		strings.Replace(c.echo.Entry(", echoes: true, http2: true, forward: false"), "name: echo", "name: gnarly", 1))
+	c.a = agenttest.Start(c.T, c.Dir, c.cfg.YAML())
+	c.a.Ready(c.T)
+	c.route = c.Client(c.wire.tap)
+	through := c.Through(c.a, e2etest.Read(c.T, c.Path("ca/ca.pem")))
+	c.connect = c.Client(func(tr *http.Transport) {
 		c.wire.tap(tr)
 		through(tr)
 	})
@@ -94,7 +95,7 @@ func (c *canary) get(t *testing.T, path string) map[string]string {
 	}{
 		"route":   {c.route, c.a.URL("/echo" + path)},
 		"http2":   {c.route, c.a.URL("/gnarly" + path)},
-		"connect": {c.connect, "https://" + c.echo.host + path},
+		"connect": {c.connect, "https://" + c.echo.Host + path},
 	} {
 		if way == "http2" && nested.MatchString(path) {
 			continue
@@ -153,7 +154,7 @@ func (c *canary) answers(t *testing.T) {
 			t.Errorf("%s: the frames, or the field before them, did not hold the key:\n%q", name, text)
 		}
 	}
-	req, err := http.NewRequest(http.MethodGet, "https://"+c.echo.host+"/v1/socket", nil)
+	req, err := http.NewRequest(http.MethodGet, "https://"+c.echo.Host+"/v1/socket", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,9 +182,9 @@ func (c *canary) answers(t *testing.T) {
 // is recognised all the same.
 func (c *canary) rotated(t *testing.T) {
 	c.parrot.remembers(c.key)
-	n := c.st.put("echo", c.next)
+	n := c.st.Put("echo", c.next)
 	agenttest.Eventually(t, 30*time.Second, "the old version is out of use", func() bool {
-		return version(t, c.a, "echo", n).State == "active" && version(t, c.a, "echo", n-1).State == "retired"
+		return e2etest.Version(t, c.a, "echo", n).State == "active" && e2etest.Version(t, c.a, "echo", n-1).State == "retired"
 	})
 	for seed := range 5 {
 		for way, text := range c.get(t, fmt.Sprintf("/v1/events?seed=%d", seed)) {
@@ -199,13 +200,13 @@ func (c *canary) rotated(t *testing.T) {
 // refusals: a provider that has revoked the key, and the agent's own errors.
 func (c *canary) refusals(t *testing.T) {
 	chat := func() {
-		for _, y := range c.ways(c.a, c.openai) {
-			req, err := http.NewRequest(http.MethodPost, y.url, strings.NewReader(fmt.Sprintf(`{"model":"gpt-4o-mini","stream":%t,"messages":[{"role":"user","content":"?"}]}`, y.stream)))
+		for _, y := range c.Ways(c.a, c.openai) {
+			req, err := http.NewRequest(http.MethodPost, y.URL, strings.NewReader(fmt.Sprintf(`{"model":"gpt-4o-mini","stream":%t,"messages":[{"role":"user","content":"?"}]}`, y.Stream)))
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, text := heard(t, y.client, req)
-			c.look("an answer of "+c.openai.name+" by "+y.name, []byte(text))
+			_, text := heard(t, y.Client, req)
+			c.look("an answer of "+c.openai.Name+" by "+y.Name, []byte(text))
 		}
 	}
 	chat()
@@ -235,10 +236,10 @@ func (c *canary) requests(t *testing.T) {
 		{"GET", "/openai/v1/../" + key, "", ""},
 		{key, "/openai/v1/models", "", ""},
 		{"GET", "http://" + key + ".example/", "", ""},
-		{"GET", "http://user:" + key + "@" + c.openai.host + "/v1/models", "", ""},
+		{"GET", "http://user:" + key + "@" + c.openai.Host + "/v1/models", "", ""},
 		{"CONNECT", key + ".example:443", "", ""},
-		{"CONNECT", c.openai.host, "Proxy-Authorization", "Basic " + key},
-		{"CONNECT", c.openai.host + key, "", ""},
+		{"CONNECT", c.openai.Host, "Proxy-Authorization", "Basic " + key},
+		{"CONNECT", c.openai.Host + key, "", ""},
 	} {
 		c.send(t, r.method+" "+r.target+" HTTP/1.1\r\nHost: "+c.a.Proxy+"\r\n"+pair(r.field, r.value)+"\r\n")
 	}
@@ -276,10 +277,10 @@ func (c *canary) send(t *testing.T, text string) {
 // commands: what an operator types beside a running agent, with the key in
 // places where it does not belong.
 func (c *canary) commands(t *testing.T) {
-	file := c.operator(c.cfg, c.a)
+	file := c.Operator(c.cfg, c.a)
 	run := func(stdin string, args ...string) {
 		t.Helper()
-		env := agenttest.Env(c.dir)
+		env := agenttest.Env(c.Dir)
 		if v, ok := c.st.(*vaultStore); ok {
 			env = append(env, "VAULT_TOKEN="+v.RootToken)
 		}
@@ -297,8 +298,8 @@ func (c *canary) commands(t *testing.T) {
 		run("", "status", "-c", file, "-o", o)
 		run("", "keys", "list", "-c", file, "-o", o)
 		run("", "keys", "show", "echo", "-c", file, "-o", o)
-		run("", "audit", "show", c.path("audit.jsonl"), "-o", o)
-		run("", "audit", "verify", c.path("audit.jsonl"), "-o", o)
+		run("", "audit", "show", c.Path("audit.jsonl"), "-o", o)
+		run("", "audit", "verify", c.Path("audit.jsonl"), "-o", o)
 		run(c.plain+"\n", "keys", "add", "spare", "--label", "x", "-c", file, "-o", o)
 	}
 	// By mistake.
@@ -317,8 +318,8 @@ func (c *canary) commands(t *testing.T) {
 	run("", key)
 	run("", "status", key)
 	run("", "check", "-c", key)
-	run("", "audit", "verify", "--head", key, c.path("audit.jsonl"))
-	run("", "audit", "show", "--since", key, c.path("audit.jsonl"))
+	run("", "audit", "verify", "--head", key, c.Path("audit.jsonl"))
+	run("", "audit", "show", "--since", key, c.Path("audit.jsonl"))
 	run("", "demo", "--for", key)
 	run("", "exec", "-c", file, "--", key)
 	c.mistakes(t, run)
@@ -326,15 +327,15 @@ func (c *canary) commands(t *testing.T) {
 
 // mistakes puts the key into every field of a configuration in turn.
 func (c *canary) mistakes(t *testing.T, run func(stdin string, args ...string)) {
-	file := c.path("mistake.yaml")
+	file := c.Path("mistake.yaml")
 	defer os.Remove(file) // it holds the key because this test wrote it there
 	good := c.cfg
-	good.store = sealedYAML
-	lines := strings.Split(strings.TrimSpace(good.yaml()), "\n")
+	good.Store = e2etest.SealedYAML
+	lines := strings.Split(strings.TrimSpace(good.YAML()), "\n")
 	n := 0
 	try := func(text string) {
 		n++
-		write(t, file, text)
+		e2etest.Write(t, file, text)
 		run("", "check", "-c", file)
 		if n%5 == 0 {
 			run("", "status", "-c", file)
@@ -365,17 +366,17 @@ func (c *canary) mistakes(t *testing.T, run func(stdin string, args ...string)) 
 // exec: the command, and what it can see of its parent.
 func (c *canary) exec(t *testing.T) {
 	cfg := c.cfg
-	cfg.proxy, cfg.admin, cfg.audit = "127.0.0.1:0", "127.0.0.1:0", "-"
-	cfg.providers = cfg.providers[1:] // openai is down by now
-	file := c.path("exec.yaml")
-	write(t, file, cfg.yaml())
+	cfg.Proxy, cfg.Admin, cfg.Audit = "127.0.0.1:0", "127.0.0.1:0", "-"
+	cfg.Providers = cfg.Providers[1:] // openai is down by now
+	file := c.Path("exec.yaml")
+	e2etest.Write(t, file, cfg.YAML())
 	script := `env
 cat /proc/self/environ /proc/$PPID/environ /proc/$PPID/cmdline
 find . -type f -exec cat {} +
 echo "$OPENAI_BASE_URL"
 exit 7`
-	env := agenttest.Env(c.dir, "OPENAI_API_KEY=attached-elsewhere")
-	out, said, code := agenttest.RunEnv(t, env, "", "exec", "-v", "--forward", "-c", file, "--", "sh", "-c", "cd "+c.dir+"\n"+script)
+	env := agenttest.Env(c.Dir, "OPENAI_API_KEY=attached-elsewhere")
+	out, said, code := agenttest.RunEnv(t, env, "", "exec", "-v", "--forward", "-c", file, "--", "sh", "-c", "cd "+c.Dir+"\n"+script)
 	if code != 7 || !strings.Contains(out, "attached-by-postern") {
 		t.Errorf("postern exec: exit code %d, want 7\n%.600s\n%s", code, out, said)
 	}
@@ -415,10 +416,10 @@ func (c *canary) end() {
 	select {
 	case <-c.a.Done():
 	case <-time.After(20 * time.Second):
-		c.t.Error("the agent did not end on SIGQUIT")
+		c.T.Error("the agent did not end on SIGQUIT")
 		c.a.Kill()
 	}
 	if !strings.Contains(c.a.Log.String(), "goroutine ") {
-		c.t.Error("the agent's end shows no goroutine")
+		c.T.Error("the agent's end shows no goroutine")
 	}
 }

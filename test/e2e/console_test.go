@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/keys"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // console is where an operator works: a folder and a configuration of its own,
@@ -28,18 +28,18 @@ const agentsEnvironment = "staging"
 // console opens one. With a Vault the token's policies are what `postern policy`
 // prints for the roles, and the agents' policy is replaced by the printed one.
 func (w *world) console(st keyStore, c config, roles ...string) *console {
-	w.t.Helper()
-	dir := w.t.TempDir()
+	w.T.Helper()
+	dir := w.T.TempDir()
 	o := &console{w: w, file: filepath.Join(dir, "postern.yaml"), env: agenttest.Env(dir)}
-	c.store, c.audit = st.shared(), filepath.Join(dir, "audit.jsonl")
-	write(w.t, o.file, c.yaml())
+	c.Store, c.Audit = st.Shared(), filepath.Join(dir, "audit.jsonl")
+	e2etest.Write(w.T, o.file, c.YAML())
 	if v, ok := st.(*vaultStore); ok {
-		if c.environment == agentsEnvironment {
+		if c.Environment == agentsEnvironment {
 			v.Policy("agent", o.must("", "policy", "--role", "agent"))
 		}
 		var policies []string
 		for _, role := range roles {
-			name := c.environment + "-" + role
+			name := c.Environment + "-" + role
 			v.Policy(name, o.must("", "policy", "--role", role))
 			policies = append(policies, name)
 		}
@@ -50,37 +50,37 @@ func (w *world) console(st keyStore, c config, roles ...string) *console {
 
 // auditor is a console that may compare the record of operations with what Vault itself recorded.
 func (w *world) auditor(st keyStore) *console {
-	w.t.Helper()
-	c := w.config(st)
-	c.providers = []string{"{name: openai}"}
+	w.T.Helper()
+	c := w.Config(st)
+	c.Providers = []string{"{name: openai}"}
 	return w.console(st, c, "security")
 }
 
 func (o *console) run(stdin string, args ...string) (out, said string, code int) {
-	o.w.t.Helper()
-	return agenttest.RunEnv(o.w.t, o.env, stdin, append(args, "-c", o.file)...)
+	o.w.T.Helper()
+	return agenttest.RunEnv(o.w.T, o.env, stdin, append(args, "-c", o.file)...)
 }
 
 // must runs a command that has to succeed, and returns what it printed.
 func (o *console) must(stdin string, args ...string) string {
-	o.w.t.Helper()
+	o.w.T.Helper()
 	out, said, code := o.run(stdin, args...)
-	o.w.clean("postern "+strings.Join(args, " "), []byte(out+said))
+	o.w.Clean("postern "+strings.Join(args, " "), []byte(out+said))
 	if code != 0 {
-		o.w.t.Fatalf("postern %s: exit code %d\n%s%s", strings.Join(args, " "), code, out, said)
+		o.w.T.Fatalf("postern %s: exit code %d\n%s%s", strings.Join(args, " "), code, out, said)
 	}
 	return out
 }
 
 // show is `postern keys show`.
 func (o *console) show(name string) keys.Info {
-	o.w.t.Helper()
-	return parsed[keys.Info](o.w.t, o.must("", "keys", "show", name, "-o", "json"))
+	o.w.T.Helper()
+	return parsed[keys.Info](o.w.T, o.must("", "keys", "show", name, "-o", "json"))
 }
 
 // state is what the store says of one version of a key.
 func (o *console) state(name string, n int) string {
-	o.w.t.Helper()
+	o.w.T.Helper()
 	for _, v := range o.show(name).Versions {
 		if v.Number == n {
 			return v.State
@@ -99,22 +99,22 @@ type command struct {
 }
 
 func (o *console) start(stdin string, args ...string) *command {
-	o.w.t.Helper()
+	o.w.T.Helper()
 	args = append(args, "-c", o.file)
-	c := &command{Cmd: exec.Command(agenttest.Binary(o.w.t), args...), t: o.w.t, line: strings.Join(args, " "), done: make(chan struct{})}
+	c := &command{Cmd: exec.Command(agenttest.Binary(o.w.T), args...), t: o.w.T, line: strings.Join(args, " "), done: make(chan struct{})}
 	c.Env, c.Stdin = o.env, strings.NewReader(stdin)
 	c.Stdout, c.Stderr = &c.out, &c.said
 	if err := c.Start(); err != nil {
-		o.w.t.Fatal(err)
+		o.w.T.Fatal(err)
 	}
 	go func() {
 		c.Wait()
 		close(c.done)
 	}()
-	o.w.t.Cleanup(func() {
+	o.w.T.Cleanup(func() {
 		c.Process.Kill()
 		<-c.done
-		o.w.clean("postern "+c.line, append(c.out.Bytes(), c.said.Bytes()...))
+		o.w.Clean("postern "+c.line, append(c.out.Bytes(), c.said.Bytes()...))
 	})
 	return c
 }
@@ -142,17 +142,8 @@ func parsed[T any](t *testing.T, out string) T {
 
 // twin is a second world with the same secrets, for another agent on the same store.
 func (w *world) twin() *world {
-	w.t.Helper()
-	o := newWorld(w.t)
-	o.secrets = append([]string{}, w.secrets...)
+	w.T.Helper()
+	o := newWorld(w.T)
+	o.Secrets = append([]string{}, w.Secrets...)
 	return o
-}
-
-// shared is yaml with files named so that an agent in any folder can use it.
-func (s *vaultStore) shared() string {
-	return fmt.Sprintf("{vault: {address: %q, poll: 1s, auth: {%s}}}", s.front.URL, strings.Replace(s.auth, "secret-id", s.dir+"/secret-id", 1))
-}
-
-func (s *sealedStore) shared() string {
-	return fmt.Sprintf("{sealed: {file: %q, key_file: %q, poll: 1s}}", s.w.path("postern.sealed"), s.w.path("postern.key"))
 }

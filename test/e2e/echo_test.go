@@ -25,7 +25,7 @@ import (
 
 // gnarly is a key in which every encoding changes something.
 func (w *world) gnarly() string {
-	return w.secret("sk-proj-" + rand.Text()[:10] + `/+"\<&%=~'` + rand.Text())
+	return w.Secret("sk-proj-" + rand.Text()[:10] + `/+"\<&%=~'` + rand.Text())
 }
 
 // parrot is a provider that says back what it was sent, in more ways than
@@ -132,7 +132,7 @@ func (p *parrot) socket(w http.ResponseWriter, r *http.Request, values []string)
 // parroting starts one as the provider of that name.
 func (w *world) parroting(name string) (*provider, *parrot) {
 	p := &parrot{}
-	return w.provider(name, fake.Options{Kind: "echo", Gap: time.Nanosecond, Intercept: p.intercept}), p
+	return w.Provider(name, fake.Options{Kind: "echo", Gap: time.Nanosecond, Intercept: p.intercept}), p
 }
 
 // wire keeps every byte that comes over a client's connections.

@@ -7,30 +7,31 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 const publicHost = "api.openai.com" // where the catalog's entry leads
 
 // behind starts a provider that only a company's proxy leads to, under its public name.
 func (w *world) behind(key string) (*provider, *corporate) {
-	w.t.Helper()
+	w.T.Helper()
 	ca, err := fake.NewCA()
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	p := w.provider("openai", fake.Options{Keys: []string{key}, Hosts: []string{publicHost}, CA: ca})
-	corp := newCorporate(w.t, map[string]string{publicHost + ":443": p.Addr()}, ca.Pool())
-	w.secret(corp.password)
-	w.secret(corp.basic(corp.password))
-	write(w.t, w.path("corp-ca.pem"), corp.rootPEM())
-	p.host = publicHost
+	p := w.Provider("openai", fake.Options{Keys: []string{key}, Hosts: []string{publicHost}, CA: ca})
+	corp := newCorporate(w.T, map[string]string{publicHost + ":443": p.Addr()}, ca.Pool())
+	w.Secret(corp.password)
+	w.Secret(corp.basic(corp.password))
+	e2etest.Write(w.T, w.Path("corp-ca.pem"), corp.rootPEM())
+	p.Host = publicHost
 	return p, corp
 }
 
 func (w *world) behindConfig(st keyStore) config {
-	c := w.config(st)
-	c.providers = []string{"{name: openai}"}
-	c.more = "egress: {proxy: \"env:CORP_PROXY\", ca_file: corp-ca.pem}"
+	c := w.Config(st)
+	c.Providers = []string{"{name: openai}"}
+	c.More = "egress: {proxy: \"env:CORP_PROXY\", ca_file: corp-ca.pem}"
 	return c
 }
 
@@ -39,19 +40,19 @@ func (w *world) behindConfig(st keyStore) config {
 // request goes through it.
 func TestBehindACorporateProxy(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
+	st := w.Sealed()
+	key := w.Key()
 	p, corp := w.behind(key)
-	st.put("openai", key)
-	a := w.start(w.behindConfig(st), "CORP_PROXY="+corp.url(corp.password))
-	l := startLoad(t, rate/2, w.ways(a, p)...)
-	l.more(span(2*time.Second, 20*time.Second))
-	next := w.key()
+	st.Put("openai", key)
+	a := w.Start(w.behindConfig(st), "CORP_PROXY="+corp.url(corp.password))
+	l := e2etest.StartLoad(t, rate/2, w.Ways(a, p)...)
+	l.More(e2etest.Span(2*time.Second, 20*time.Second))
+	next := w.Key()
 	p.Allow(next)
 	first := p.FirstUse(next)
-	st.put("openai", next)
-	await(t, first, 20*time.Second, "a request with the new key")
-	l.end()
+	st.Put("openai", next)
+	e2etest.Await(t, first, 20*time.Second, "a request with the new key")
+	l.End()
 	corp.mu.Lock()
 	t.Logf("%d tunnels through the proxy for %d requests", corp.opened[publicHost+":443"], p.Total())
 	if len(corp.opened) != 1 || corp.opened[publicHost+":443"] == 0 || corp.refused > 0 {
@@ -74,46 +75,46 @@ func TestBehindACorporateProxy(t *testing.T) {
 // nobody is told the password.
 func TestWrongProxyPasswordNamesTheSetting(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
+	st := w.Sealed()
+	key := w.Key()
 	p, corp := w.behind(key)
-	st.put("openai", key)
-	wrong := w.secret("wrong-password-" + key[len(key)-12:])
-	w.secret(corp.basic(wrong))
-	a := w.start(w.behindConfig(st), "CORP_PROXY="+corp.url(wrong))
-	for _, y := range w.ways(a, p)[:2] {
-		err := y.ask(t.Context())
+	st.Put("openai", key)
+	wrong := w.Secret("wrong-password-" + key[len(key)-12:])
+	w.Secret(corp.basic(wrong))
+	a := w.Start(w.behindConfig(st), "CORP_PROXY="+corp.url(wrong))
+	for _, y := range w.Ways(a, p)[:2] {
+		err := y.Ask(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "egress.proxy") || !strings.Contains(err.Error(), corp.addr) {
-			t.Errorf("%s: %v, want an error that names egress.proxy and %s", y.name, err, corp.addr)
+			t.Errorf("%s: %v, want an error that names egress.proxy and %s", y.Name, err, corp.addr)
 			continue
 		}
-		t.Logf("%s: %v", y.name, err)
-		w.clean("the client's error", []byte(err.Error()))
+		t.Logf("%s: %v", y.Name, err)
+		w.Clean("the client's error", []byte(err.Error()))
 	}
 	if p.Total() > 0 {
 		t.Errorf("%d requests reached the provider", p.Total())
 	}
 	a.Stop(t)
-	out, said, _ := agenttest.RunEnv(t, agenttest.Env(w.dir, "CORP_PROXY="+corp.url(wrong)), "", "check", "--probe", "-c", a.Config)
+	out, said, _ := agenttest.RunEnv(t, agenttest.Env(w.Dir, "CORP_PROXY="+corp.url(wrong)), "", "check", "--probe", "-c", a.Config)
 	if !strings.Contains(out, "unknown") {
 		t.Errorf("postern check --probe does not say that nobody could be asked:\n%s%s", out, said)
 	}
-	w.clean("postern check", []byte(out+said))
+	w.Clean("postern check", []byte(out+said))
 }
 
 // Without the company's root nothing is sent: the agent trusts nobody who signs for the provider's name.
 func TestCorporateProxyWithoutItsRoot(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
+	st := w.Sealed()
+	key := w.Key()
 	p, corp := w.behind(key)
-	st.put("openai", key)
+	st.Put("openai", key)
 	c := w.behindConfig(st)
-	c.more = strings.Replace(c.more, ", ca_file: corp-ca.pem", "", 1)
-	a := w.start(c, "CORP_PROXY="+corp.url(corp.password))
-	for _, y := range w.ways(a, p)[:2] {
-		if err := y.ask(t.Context()); err == nil || !strings.Contains(err.Error(), "egress.ca_file") {
-			t.Errorf("%s: %v, want an error that names egress.ca_file", y.name, err)
+	c.More = strings.Replace(c.More, ", ca_file: corp-ca.pem", "", 1)
+	a := w.Start(c, "CORP_PROXY="+corp.url(corp.password))
+	for _, y := range w.Ways(a, p)[:2] {
+		if err := y.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "egress.ca_file") {
+			t.Errorf("%s: %v, want an error that names egress.ca_file", y.Name, err)
 		}
 	}
 	if p.Total() > 0 {

@@ -156,8 +156,8 @@ func (h *hunt) report(t *testing.T) {
 // careless proxy attaches the key, logs what comes back, and passes it on.
 func TestTheHuntFindsALeak(t *testing.T) {
 	w := newWorld(t)
-	key := w.key()
-	w.secrets = nil // it is leaked on purpose
+	key := w.Key()
+	w.Secrets = nil // it is leaked on purpose
 	p, _ := w.parroting("echo")
 	careless := w.careless(p, key)
 	h := newHunt(key)
@@ -175,8 +175,8 @@ func TestTheHuntFindsALeak(t *testing.T) {
 			t.Errorf("the hunt does not find the key in the answer to %s:\n%s", path, text)
 		}
 	}
-	h.files(t, w.dir)
-	if want := "the file " + w.path("careless.log") + ": raw"; !h.has(want) {
+	h.files(t, w.Dir)
+	if want := "the file " + w.Path("careless.log") + ": raw"; !h.has(want) {
 		t.Errorf("the hunt does not find %q", want)
 	}
 }
@@ -187,14 +187,14 @@ func (h *hunt) has(found string) bool {
 
 // careless is a proxy that does all that an agent must not.
 func (w *world) careless(p *provider, key string) *httptest.Server {
-	w.t.Helper()
+	w.T.Helper()
 	target, err := url.Parse(p.URL())
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	log, err := os.Create(w.path("careless.log"))
+	log, err := os.Create(w.Path("careless.log"))
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	tr := p.Transport()
 	tr.ForceAttemptHTTP2 = false // the parrot takes connections over
@@ -211,7 +211,7 @@ func (w *world) careless(p *provider, key string) *httptest.Server {
 			return nil
 		},
 	})
-	w.t.Cleanup(func() {
+	w.T.Cleanup(func() {
 		s.Close()
 		tr.CloseIdleConnections()
 		log.Close()

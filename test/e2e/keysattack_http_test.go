@@ -20,27 +20,28 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // server starts a server without issuers on a Vault, with the rights of its role.
 func (w *world) server(st *vaultStore, op *console, providers ...*provider) (*manager, string) {
-	w.t.Helper()
+	w.T.Helper()
 	st.Policy("server", op.must("", "policy", "--role", "server"))
 	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
 	role, _ := st.Do("GET", "auth/approle/role/server/role-id", nil)["role_id"].(string)
 	id, _ := st.Do("POST", "auth/approle/role/server/secret-id", nil)["secret_id"].(string)
-	write(w.t, w.path("server-secret-id"), id+"\n")
+	e2etest.Write(w.T, w.Path("server-secret-id"), id+"\n")
 	var entries []string
 	for _, p := range providers {
-		entries = append(entries, p.entry(""))
+		entries = append(entries, p.Entry(""))
 	}
-	roots, file := w.certificate(), w.path("server.yaml")
-	write(w.t, file, fmt.Sprintf(`version: 1
+	roots, file := w.certificate(), w.Path("server.yaml")
+	e2etest.Write(w.T, file, fmt.Sprintf(`version: 1
 environment: staging
 server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
 store: {vault: {address: %q, poll: 1s, auth: {approle: {role_id: %s, secret_id_file: server-secret-id}}}}
 providers: [%s]
-`, st.front.URL, role, strings.Join(entries, ", ")))
+`, st.Front.URL, role, strings.Join(entries, ", ")))
 	return w.manager(file, roots), file
 }
 
@@ -48,19 +49,19 @@ providers: [%s]
 // nothing that is asked is repeated, and it goes on serving.
 func TestServerUnderAttack(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	live := w.key()
-	st.put("openai", live)
-	p := w.provider("openai", fake.Options{Keys: []string{live}})
-	op := w.console(st, w.config(st, p), "security", "devops")
+	st := w.Vault(vaulttest.Options{})
+	live := w.Key()
+	st.Put("openai", live)
+	p := w.Provider("openai", fake.Options{Keys: []string{live}})
+	op := w.console(st, w.Config(st, p), "security", "devops")
 	m, _ := w.server(st, op, p)
-	token := w.secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
+	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
 	agenttest.Eventually(t, 20*time.Second, "the server is ready", func() bool {
 		status, _ := m.ask(token, "GET", "/readyz", "")
 		return status == http.StatusOK
 	})
-	key := w.key()
-	id := "staging." + proxyID + ".openai"
+	key := w.Key()
+	id := "staging." + e2etest.ProxyID + ".openai"
 	for name, c := range wrongRequests(token, key, id) {
 		status, body := m.ask(token, c.method, c.path, c.body, c.header...)
 		if status != c.want {
@@ -71,13 +72,13 @@ func TestServerUnderAttack(t *testing.T) {
 	if status, body := m.ask(token, "GET", "/v1/provider-keys/"+id, ""); status != http.StatusOK || !bytes.Contains(body, []byte(`"active"`)) {
 		t.Errorf("the key after it all: %d %s", status, body)
 	}
-	if bytes.Contains(st.everything(t, "postern/"), []byte("px_a")) {
+	if bytes.Contains(everything(t, st, "postern/"), []byte("px_a")) {
 		t.Error("something was created")
 	}
-	w.clean("what the store holds beside keys", st.everything(t, "postern/"))
+	w.Clean("what the store holds beside keys", everything(t, st, "postern/"))
 
 	// An Idempotency-Key that comes again with another body changes nothing.
-	next, third := w.key(), w.key()
+	next, third := w.Key(), w.Key()
 	p.Allow(next)
 	p.Allow(third)
 	var first keys.Rotation
@@ -128,11 +129,11 @@ func wrongRequests(token, key, id string) map[string]wrong {
 		"a token in another header":         {"GET", "/v1/provider-keys", "", []string{"Authorization", "", "X-Vault-Token", token}, 401},
 		"another scheme":                    {"GET", "/v1/provider-keys", "", []string{"Authorization", "Basic " + token}, 401},
 		"a token twice in one header":       {"GET", "/v1/provider-keys", "", []string{"Authorization", "Bearer " + token + ", Bearer " + token}, 401},
-		"an encoded slash":                  {"GET", "/v1/provider-keys/staging." + proxyID + "%2f..%2fopenai", "", nil, 404},
+		"an encoded slash":                  {"GET", "/v1/provider-keys/staging." + e2etest.ProxyID + "%2f..%2fopenai", "", nil, 404},
 		"encoded dots":                      {"GET", "/v1/provider-keys/%2e%2e%2f%2e%2e", "", nil, 404},
 		"dots":                              {"GET", "/v1/provider-keys/../audit", "", nil, 404},
 		"a double slash":                    {"GET", "/v1//audit", "", nil, 404},
-		"another environment":               {"GET", "/v1/provider-keys/prod." + proxyID + ".openai", "", nil, 404},
+		"another environment":               {"GET", "/v1/provider-keys/prod." + e2etest.ProxyID + ".openai", "", nil, 404},
 		"a key as an id":                    {"GET", "/v1/provider-keys/" + key, "", nil, 404},
 		"an id with a wildcard":             {"GET", "/v1/provider-keys/staging.+.openai", "", nil, 404},
 		"an id of the record":               {"DELETE", "/v1/provider-keys/staging.px_x.." + "%2f%2e%2e", "", nil, 404},
@@ -202,7 +203,7 @@ func (w *world) raw(t *testing.T, m *manager, token string) {
 		if !strings.Contains(line, " "+c.want) {
 			t.Errorf("%s: %q, want %s", name, line, c.want)
 		}
-		w.clean(name, buf[:n])
+		w.Clean(name, buf[:n])
 	}
 	plain := &http.Client{Timeout: 5 * time.Second}
 	req, err := http.NewRequest("GET", "http://"+address+"/v1/provider-keys", nil)
@@ -216,6 +217,6 @@ func (w *world) raw(t *testing.T, m *manager, token string) {
 		if resp.StatusCode == http.StatusOK {
 			t.Errorf("in the clear: %d %s", resp.StatusCode, b)
 		}
-		w.clean("in the clear", b)
+		w.Clean("in the clear", b)
 	}
 }

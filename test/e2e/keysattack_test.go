@@ -19,11 +19,12 @@ import (
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // everything is all that a Vault holds below a folder but the keys themselves:
 // data, custom metadata and names.
-func (s *vaultStore) everything(t *testing.T, folder string) []byte {
+func everything(t *testing.T, s *vaultStore, folder string) []byte {
 	t.Helper()
 	var all bytes.Buffer
 	var walk func(folder string)
@@ -66,14 +67,14 @@ func (s *vaultStore) everything(t *testing.T, folder string) []byte {
 // in what a command says, and not in the store.
 func TestKeysPastedIntoWrongPlaces(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	live := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{live}})
-	op := w.console(st, w.config(st, p), "security", "devops")
+	st := w.Vault(vaulttest.Options{})
+	live := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{live}})
+	op := w.console(st, w.Config(st, p), "security", "devops")
 	op.must(live+"\n", "keys", "add", "openai")
 	pasted := []string{
-		w.key(), w.secret("hvs.CAESI" + strings.Repeat("Ab3_", 22)), w.secret("sk-or-v1-" + strings.Repeat("0a1b2c3d", 8)),
-		w.secret("sk-ant-api03-" + strings.Repeat("aB3-_", 18) + "AA"),
+		w.Key(), w.Secret("hvs.CAESI" + strings.Repeat("Ab3_", 22)), w.Secret("sk-or-v1-" + strings.Repeat("0a1b2c3d", 8)),
+		w.Secret("sk-ant-api03-" + strings.Repeat("aB3-_", 18) + "AA"),
 	}
 	for _, x := range pasted {
 		for _, line := range [][]string{
@@ -89,11 +90,11 @@ func TestKeysPastedIntoWrongPlaces(t *testing.T) {
 			{"policy", "--role", x}, {"policy", "--role", "team-lead", "--proxy-id", x}, {"policy", "--role", "agent", "--accessor", x}, {"policy", "--role", "devops", "--with", x},
 			{"policy", "--role", "devops", "--environment", x}, {"whoami", x}, {"whoami", "--environment", x}, {"server", x}, {"check", x},
 		} {
-			out, said, _ := op.run(w.key()+"\n", line...)
-			w.clean("postern "+strings.ReplaceAll(strings.Join(line, " "), x, "<pasted>"), []byte(out+said))
+			out, said, _ := op.run(w.Key()+"\n", line...)
+			w.Clean("postern "+strings.ReplaceAll(strings.Join(line, " "), x, "<pasted>"), []byte(out+said))
 		}
 	}
-	w.clean("what the store holds beside keys", st.everything(t, "postern/"))
+	w.Clean("what the store holds beside keys", everything(t, st, "postern/"))
 	if s := op.state("openai", 1); s != "active" {
 		t.Errorf("the key is %s", s)
 	}
@@ -107,13 +108,13 @@ func TestWaitingCommandForgetsTheKey(t *testing.T) {
 		return
 	}
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		old, next := w.key(), w.key()
-		st.put("openai", old)
-		p := w.provider("openai", fake.Options{Keys: []string{old, next}})
-		c := w.config(st, p)
-		c.store = st.shared()
+		old, next := w.Key(), w.Key()
+		st.Put("openai", old)
+		p := w.Provider("openai", fake.Options{Keys: []string{old, next}})
+		c := w.Config(st, p)
+		c.Store = st.Shared()
 		op := w.console(st, c, "devops")
-		w.start(c)
+		w.Start(c)
 		cmd := op.start(next+"\n", "keys", "rotate", "openai", "--ramp", "10:10m", "--watch")
 		agenttest.Eventually(t, 30*time.Second, "the ramp has begun", func() bool {
 			i := op.show("openai")
@@ -143,18 +144,18 @@ func TestWaitingCommandForgetsTheKey(t *testing.T) {
 // rotation goes its way, and Security can end it all.
 func TestEntriesForgedWithARoleToken(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	one, two, first := w.key(), w.key(), w.key()
-	st.put("openai", one)
-	p := w.provider("openai", fake.Options{Keys: []string{one, two}})
-	other := w.provider("other", fake.Options{Keys: []string{first}})
-	st.put("other", first)
-	c := w.config(st, p, other)
-	c.store = st.shared()
+	st := w.Vault(vaulttest.Options{})
+	one, two, first := w.Key(), w.Key(), w.Key()
+	st.Put("openai", one)
+	p := w.Provider("openai", fake.Options{Keys: []string{one, two}})
+	other := w.Provider("other", fake.Options{Keys: []string{first}})
+	st.Put("other", first)
+	c := w.Config(st, p, other)
+	c.Store = st.Shared()
 	lead, sec := w.console(st, c, "team-lead"), w.console(st, c, "security")
 	m, _ := w.server(st, lead, p, other)
-	a := w.start(c)
-	l := startLoad(t, light, way{"route", w.client(nil), a.URL("/openai/v1/chat/completions"), false})
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, light, way{Name: "route", Client: w.Client(nil), URL: a.URL("/openai/v1/chat/completions")})
 	token := strings.TrimPrefix(lead.env[len(lead.env)-1], "VAULT_TOKEN=")
 	pod := st.Token(vaulttest.TokenOptions{Policies: []string{"agent"}})
 	write := func(token, path string, data any) {
@@ -166,10 +167,10 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 		}
 	}
 	long := strings.Repeat("x", 900<<10) // the longest text that Vault takes is not much longer
-	rec := "rotations/staging/" + proxyID + "/openai"
+	rec := "rotations/staging/" + e2etest.ProxyID + "/openai"
 	const control = "\x1b\x07\r\u202e"
 	records := forgedRecords(long)
-	halt := "halts/staging/" + proxyID + "/openai-"
+	halt := "halts/staging/" + e2etest.ProxyID + "/openai-"
 	write(pod, halt+"1", map[string]any{"to": `{"number":1}`, "reason": long, "more": long})
 	write(pod, halt+"2", map[string]any{"to": map[string]any{"number": "x"}})
 	write(pod, halt+"3", map[string]any{"reason": long, "more": long})
@@ -188,7 +189,7 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 				write(token, rec, record)
 			}
 		}
-		l.more(500 * time.Millisecond)
+		l.More(500 * time.Millisecond)
 		select {
 		case <-m.done:
 			t.Fatalf("%s: the server fell over:\n%s", name, m.log.Tail(3000))
@@ -199,17 +200,17 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 	}
 	w.forgesAnEntry(lead, sec, write, token, control)
 	// Another key is none the worse.
-	next := w.key()
+	next := w.Key()
 	other.Allow(next)
 	lead.must(next+"\n", "keys", "rotate", "other", "--now")
 	// And Security ends it, whatever stands there now.
 	for _, name := range []string{"too long", "no text", "fields", "versions"} {
 		write(token, rec, records[name])
-		next := w.key()
+		next := w.Key()
 		p.Allow(next)
-		n := st.put("openai", next)
+		n := st.Put("openai", next)
 		agenttest.Eventually(t, 30*time.Second, name+": the agent takes a version that is written by hand", func() bool {
-			return version(t, a, "openai", n).State == "active"
+			return e2etest.Version(t, a, "openai", n).State == "active"
 		})
 		out, said, code := sec.run("", "keys", "revoke", "openai", "--now", "--reason", "enough", "-o", "json")
 		if code != 0 {
@@ -217,15 +218,15 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 			continue
 		}
 		agenttest.Eventually(t, 30*time.Second, name+": the agent lets go of the revoked version", func() bool {
-			return version(t, a, "openai", n).State == "compromised"
+			return e2etest.Version(t, a, "openai", n).State == "compromised"
 		})
 	}
-	l.report()
+	l.Report()
 }
 
 // forgesAnEntry writes into the record of operations what nobody must see raw.
 func (w *world) forgesAnEntry(lead, sec *console, put func(token, path string, data any), token, control string) {
-	t := w.t
+	t := w.T
 	t.Helper()
 	head := parsed[[]audit.Entry](t, lead.must("", "audit", "show", "--limit", "1", "-o", "json"))[0].Head()
 	_, entry := audit.Chain{Boot: "x", Head: head}.Next(audit.Event{Event: "key.add\x1b[2J", Environment: "staging", Actor: "\x1b]0;owned\x07root\r", Reason: "a\u202e\nb\tc"}, time.Now())
@@ -269,20 +270,20 @@ func many(n int) map[string]any {
 // add. Every command ends, says who was first, and the key is served throughout.
 func TestEverybodyAtOnce(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	first := w.key()
-	st.put("openai", first)
-	p := w.provider("openai", fake.Options{Keys: []string{first}})
-	c := w.config(st, p)
-	c.store = st.shared()
+	st := w.Vault(vaulttest.Options{})
+	first := w.Key()
+	st.Put("openai", first)
+	p := w.Provider("openai", fake.Options{Keys: []string{first}})
+	c := w.Config(st, p)
+	c.Store = st.Shared()
 	op := w.console(st, c, "devops", "security")
 	w.server(st, op, p)
-	a := w.start(c)
-	l := startLoad(t, light, way{"route", w.client(nil), a.URL("/openai/v1/chat/completions"), false})
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, light, way{Name: "route", Client: w.Client(nil), URL: a.URL("/openai/v1/chat/completions")})
 	for round := range 3 {
 		var commands []*command
 		for n := range 3 {
-			next := w.key()
+			next := w.Key()
 			p.Allow(next)
 			commands = append(commands, op.start(next+"\n", "keys", "rotate", "openai", "--now", "--reason", fmt.Sprintf("operator %d", n), "-o", "json"))
 		}
@@ -294,7 +295,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 				commands = append(commands, op.start("", "keys", "revoke", "openai", "--version", fmt.Sprint(r.To), "--now", "--reason", "race"))
 			}
 		case 2:
-			next := w.key()
+			next := w.Key()
 			p.Allow(next)
 			commands = append(commands, op.start(next+"\n", "keys", "add", "openai"))
 		}
@@ -323,8 +324,8 @@ func TestEverybodyAtOnce(t *testing.T) {
 			t.Errorf("round %d: a rotation is left open: %+v", round, *i.Rotation)
 		}
 	}
-	l.more(time.Second)
-	l.end()
+	l.More(time.Second)
+	l.End()
 	w.auditor(st).must("", "audit", "verify")
 }
 

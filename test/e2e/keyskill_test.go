@@ -14,6 +14,7 @@ import (
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // assassin stands before Vault. It counts the writes of each token, and when
@@ -85,13 +86,13 @@ func (v *assassin) forward(r *http.Request) {
 // time is an application without a usable key.
 func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
+	st := w.Vault(vaulttest.Options{})
 	hunter := &assassin{t: t, vault: st.Vault, writes: map[string]int{}, lines: map[string][]string{}, targets: map[string]target{}}
 
 	// Once without a kill, to count.
-	p := w.provider("whole", fake.Options{})
+	p := w.Provider("whole", fake.Options{})
 	const most = 16
-	c := w.config(st, p)
+	c := w.Config(st, p)
 	var names []string
 	for n := 1; n <= most; n++ {
 		for _, when := range []string{"before", "after"} {
@@ -99,25 +100,25 @@ func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 		}
 	}
 	for _, name := range append([]string{"whole"}, names...) {
-		first := w.key()
+		first := w.Key()
 		p.Allow(first)
-		st.put(name, first)
+		st.Put(name, first)
 		if name != "whole" {
-			entry := strings.Replace(p.entry(", forward: false"), "name: whole", "name: "+name, 1)
-			c.providers = append(c.providers, entry)
+			entry := strings.Replace(p.Entry(", forward: false"), "name: whole", "name: "+name, 1)
+			c.Providers = append(c.Providers, entry)
 		}
 	}
 	op := w.console(st, c, "devops")
-	a := w.start(c)
-	st.front.Intercept(hunter.intercept)
+	a := w.Start(c)
+	st.Front.Intercept(hunter.intercept)
 	ways := []way{}
-	client := w.client(nil)
+	client := w.Client(nil)
 	for _, name := range append([]string{"whole"}, names...) {
-		ways = append(ways, way{"route", client, a.URL("/" + name + "/v1/chat/completions"), false})
+		ways = append(ways, way{Name: "route", Client: client, URL: a.URL("/" + name + "/v1/chat/completions")})
 	}
-	l := startLoad(t, 200, ways...)
+	l := e2etest.StartLoad(t, 200, ways...)
 
-	next := w.key()
+	next := w.Key()
 	p.Allow(next)
 	op.must(next+"\n", "keys", "rotate", "whole", "--now", "-o", "json")
 	token := strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN=")
@@ -137,7 +138,7 @@ func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 		if at > writes {
 			continue
 		}
-		key := w.key()
+		key := w.Key()
 		p.Allow(key)
 		victim := &console{w: w, file: op.file, env: append(append([]string{}, op.env[:len(op.env)-1]...), "VAULT_TOKEN="+st.Token(vaulttest.TokenOptions{Policies: []string{"staging-devops"}}))}
 		wg.Go(func() {
@@ -147,7 +148,7 @@ func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	l.end()
+	l.End()
 	for i, name := range names {
 		if ended[i] != "" {
 			t.Logf("killed %s: %s", strings.Replace(name, "-", " write ", 1), ended[i])

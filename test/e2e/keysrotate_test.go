@@ -11,6 +11,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // duo is two agents of one scope, each with a provider of its own, so that
@@ -24,28 +25,28 @@ type duo struct {
 
 // duo starts both on a store that holds the key, and a load on each.
 func (w *world) duo(st keyStore, perSecond int, o fake.Options, roles ...string) (*duo, *console) {
-	w.t.Helper()
+	w.T.Helper()
 	p := &duo{worlds: [2]*world{w, w.twin()}}
 	o.Records = 100_000
 	var op *console
 	for i, each := range p.worlds {
-		p.providers[i] = each.provider("openai", o)
-		c := each.config(st, p.providers[i])
-		c.store = st.shared()
+		p.providers[i] = each.Provider("openai", o)
+		c := each.Config(st, p.providers[i])
+		c.Store = st.Shared()
 		if i == 0 {
 			op = w.console(st, c, roles...)
 		}
-		p.agents[i] = each.start(c)
+		p.agents[i] = each.Start(c)
 	}
 	for i, each := range p.worlds {
-		p.loads[i] = startLoad(w.t, perSecond, each.ways(p.agents[i], p.providers[i])...)
+		p.loads[i] = e2etest.StartLoad(w.T, perSecond, each.Ways(p.agents[i], p.providers[i])...)
 	}
 	return p, op
 }
 
 func (p *duo) end() {
 	for _, l := range p.loads {
-		l.end()
+		l.End()
 	}
 }
 
@@ -74,11 +75,11 @@ func share(f *provider, key string, from, to time.Time) (percent float64, all in
 // fails, and in the end the old version is gone from the store.
 func TestRotateInFourSteps(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		step := span(8*time.Second, 15*time.Second)
-		old, next := w.key(), w.key()
-		st.put("openai", old)
+		step := e2etest.Span(8*time.Second, 15*time.Second)
+		old, next := w.Key(), w.Key()
+		st.Put("openai", old)
 		p, op := w.duo(st, 300, fake.Options{Keys: []string{old, next}}, "devops")
-		p.loads[0].more(time.Second)
+		p.loads[0].More(time.Second)
 
 		ramp := fmt.Sprintf("1:%s,10:%s,50:%s", step, step, step)
 		cmd := op.start(next+"\n", "keys", "rotate", "openai", "--watch", "--ramp", ramp, "--grace", "5s", "--reason", "quarterly", "-o", "json")
@@ -92,7 +93,7 @@ func TestRotateInFourSteps(t *testing.T) {
 		for _, f := range p.providers {
 			f.Revoke(old)
 		}
-		p.loads[0].more(time.Second)
+		p.loads[0].More(time.Second)
 		p.end()
 		t.Logf("the command said:\n%s", cmd.said.String())
 
@@ -126,8 +127,8 @@ func TestRotateInFourSteps(t *testing.T) {
 // A key that the provider refuses stops at validate: nothing that serves changes.
 func TestRotateToARejectedKey(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		old, dead := w.key(), w.key()
-		st.put("openai", old)
+		old, dead := w.Key(), w.Key()
+		st.Put("openai", old)
 		p, op := w.duo(st, light, fake.Options{Keys: []string{old}}, "devops")
 		out, said, code := op.run(dead+"\n", "keys", "rotate", "openai", "-o", "json")
 		if code != 1 || !strings.Contains(said+out, "revoked") {
@@ -136,10 +137,10 @@ func TestRotateToARejectedKey(t *testing.T) {
 		if s := op.state("openai", 2); s != "rejected" && s != "destroyed" {
 			t.Errorf("the rejected version is %s", s)
 		}
-		p.loads[0].more(3 * time.Second)
+		p.loads[0].More(3 * time.Second)
 		p.end()
 		for i, a := range p.agents {
-			if v := version(t, a, "openai", 1); v.State != "active" || v.Weight != 100 {
+			if v := e2etest.Version(t, a, "openai", 1); v.State != "active" || v.Weight != 100 {
 				t.Errorf("agent %d: the good version is %s at %d %%", i+1, v.State, v.Weight)
 			}
 			if n := p.providers[i].Counts(dead).OK; n > 0 {
@@ -147,7 +148,7 @@ func TestRotateToARejectedKey(t *testing.T) {
 			}
 		}
 		// The next one is as good as if nothing had been.
-		next := w.key()
+		next := w.Key()
 		p.allow(next)
 		if r := parsed[struct{ Phase rotation.Phase }](t, op.must(next+"\n", "keys", "rotate", "openai", "--now", "-o", "json")); r.Phase != rotation.PhaseDone {
 			t.Errorf("the rotation after it is %s", r.Phase)
@@ -172,8 +173,8 @@ func forbids(model string, keys ...string) func(http.ResponseWriter, *http.Reque
 // A key passes the probe and then may not chat: all agents go back by themselves.
 func TestRotateToAKeyThatMayNotChat(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		old, bad := w.key(), w.key()
-		st.put("openai", old)
+		old, bad := w.Key(), w.Key()
+		st.Put("openai", old)
 		p, op := w.duo(st, 300, fake.Options{Keys: []string{old, bad}, Intercept: forbids("", bad)}, "devops")
 		cmd := op.start(bad+"\n", "keys", "rotate", "openai", "--ramp", "50:10m", "-o", "json")
 		if code := cmd.end(); code != 1 {
@@ -183,7 +184,7 @@ func TestRotateToAKeyThatMayNotChat(t *testing.T) {
 		if r.Phase != rotation.PhaseRolledBack || r.Reason == "" {
 			t.Errorf("%+v", r)
 		}
-		p.loads[0].more(2 * time.Second)
+		p.loads[0].More(2 * time.Second)
 		p.end()
 		var began, last time.Time
 		for i, f := range p.providers {
@@ -198,7 +199,7 @@ func TestRotateToAKeyThatMayNotChat(t *testing.T) {
 					last = q.Time
 				}
 			}
-			if v := version(t, p.agents[i], "openai", 1); v.State != "active" || v.Weight != 100 {
+			if v := e2etest.Version(t, p.agents[i], "openai", 1); v.State != "active" || v.Weight != 100 {
 				t.Errorf("agent %d: the good version is %s at %d %%", i+1, v.State, v.Weight)
 			}
 		}
@@ -213,8 +214,8 @@ func TestRotateToAKeyThatMayNotChat(t *testing.T) {
 func TestForbiddenOnBothVersionsStopsNothing(t *testing.T) {
 	w := newWorld(t)
 	st := stores["vault"](w)
-	old, next := w.key(), w.key()
-	st.put("openai", old)
+	old, next := w.Key(), w.Key()
+	st.Put("openai", old)
 	p, op := w.duo(st, light, fake.Options{Keys: []string{old, next}, Intercept: forbids("secret-model")}, "devops")
 	stop, asked := make(chan struct{}), make(chan int)
 	go func() {
@@ -232,7 +233,7 @@ func TestForbiddenOnBothVersionsStopsNothing(t *testing.T) {
 				return
 			}
 			req.Header.Set("X-Model", "secret-model")
-			if resp, err := p.loads[0].ways[0].client.Do(req); err == nil {
+			if resp, err := p.loads[0].Ways[0].Client.Do(req); err == nil {
 				resp.Body.Close()
 			}
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/rotation"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // manager is a running `postern server`, and a client of it.
@@ -39,10 +40,10 @@ type manager struct {
 
 // certificate writes one for 127.0.0.1 beside its key.
 func (w *world) certificate() *x509.CertPool {
-	w.t.Helper()
+	w.T.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
@@ -50,17 +51,17 @@ func (w *world) certificate() *x509.CertPool {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	write(w.t, w.path("server.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
-	write(w.t, w.path("server.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})))
+	e2etest.Write(w.T, w.Path("server.crt"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	e2etest.Write(w.T, w.Path("server.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})))
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(leaf)
@@ -69,26 +70,26 @@ func (w *world) certificate() *x509.CertPool {
 
 // manager starts a server on a configuration.
 func (w *world) manager(file string, roots *x509.CertPool) *manager {
-	w.t.Helper()
+	w.T.Helper()
 	m := &manager{w: w, done: make(chan struct{}), log: &agenttest.Buffer{}}
-	m.cmd = exec.Command(agenttest.Binary(w.t), "server", "-c", file)
-	m.cmd.Env, m.cmd.Stderr, m.cmd.Stdout = agenttest.Env(w.dir), m.log, m.log
+	m.cmd = exec.Command(agenttest.Binary(w.T), "server", "-c", file)
+	m.cmd.Env, m.cmd.Stderr, m.cmd.Stdout = agenttest.Env(w.Dir), m.log, m.log
 	if err := m.cmd.Start(); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	go func() {
 		m.cmd.Wait()
 		close(m.done)
 	}()
-	w.t.Cleanup(func() {
+	w.T.Cleanup(func() {
 		m.cmd.Process.Kill()
 		<-m.done
-		w.clean("the server's log", []byte(m.log.String()))
-		if w.t.Failed() {
-			w.t.Logf("the server's log:\n%s", m.log.Tail(16<<10))
+		w.Clean("the server's log", []byte(m.log.String()))
+		if w.T.Failed() {
+			w.T.Logf("the server's log:\n%s", m.log.Tail(16<<10))
 		}
 	})
-	agenttest.Eventually(w.t, 20*time.Second, "the server serves", func() bool {
+	agenttest.Eventually(w.T, 20*time.Second, "the server serves", func() bool {
 		for line := range strings.Lines(m.log.String()) {
 			var e struct{ Msg, Server string }
 			if json.Unmarshal([]byte(line), &e) == nil && e.Msg == "serving" {
@@ -98,16 +99,16 @@ func (w *world) manager(file string, roots *x509.CertPool) *manager {
 		return m.url != ""
 	})
 	m.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
-	w.t.Cleanup(m.http.CloseIdleConnections)
+	w.T.Cleanup(m.http.CloseIdleConnections)
 	return m
 }
 
 // ask sends a request with a Vault token; no answer may hold a secret.
 func (m *manager) ask(token, method, path, body string, header ...string) (int, []byte) {
-	m.w.t.Helper()
+	m.w.T.Helper()
 	req, err := http.NewRequest(method, m.url+path, strings.NewReader(body))
 	if err != nil {
-		m.w.t.Fatal(err)
+		m.w.T.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	if body != "" {
@@ -118,14 +119,14 @@ func (m *manager) ask(token, method, path, body string, header ...string) (int, 
 	}
 	resp, err := m.http.Do(req)
 	if err != nil {
-		m.w.t.Fatal(err)
+		m.w.T.Fatal(err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		m.w.t.Fatal(err)
+		m.w.T.Fatal(err)
 	}
-	m.w.clean(method+" "+path, b)
+	m.w.Clean(method+" "+path, b)
 	return resp.StatusCode, b
 }
 
@@ -134,15 +135,15 @@ func (m *manager) ask(token, method, path, body string, header ...string) (int, 
 // and in the end the old one is gone at the provider.
 func TestManagedRotation(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	first, admin := w.key(), w.secret("sk-admin-"+rand.Text()+rand.Text())
-	st.put("openai", first)
+	st := w.Vault(vaulttest.Options{})
+	first, admin := w.Key(), w.Secret("sk-admin-"+rand.Text()+rand.Text())
+	st.Put("openai", first)
 	p, op := w.duo(st, 100, fake.Options{Keys: []string{first}}, "devops", "security")
 
 	vendor, err := issuers.New(issuers.Options{
 		Kind: "openai", Admin: admin,
 		OnIssue: func(_, key string) {
-			w.secret(key)
+			w.Secret(key)
 			p.allow(key)
 		},
 		OnRevoke: func(_, key string) {
@@ -155,34 +156,34 @@ func TestManagedRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { vendor.Close() })
-	write(t, w.path("vendor.pem"), string(vendor.CAPEM()))
+	e2etest.Write(t, w.Path("vendor.pem"), string(vendor.CAPEM()))
 	st.KVPut("secret/postern/issuers/staging/openai", map[string]string{"api_key": admin})
 	st.Policy("server", op.must("", "policy", "--role", "server"))
 	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
 	role, _ := st.Do("GET", "auth/approle/role/server/role-id", nil)["role_id"].(string)
 	id, _ := st.Do("POST", "auth/approle/role/server/secret-id", nil)["secret_id"].(string)
-	write(t, w.path("server-secret-id"), id+"\n")
+	e2etest.Write(t, w.Path("server-secret-id"), id+"\n")
 	roots := w.certificate()
-	file := w.path("server.yaml")
-	write(t, file, fmt.Sprintf(`version: 1
+	file := w.Path("server.yaml")
+	e2etest.Write(t, file, fmt.Sprintf(`version: 1
 environment: staging
 server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
 store: {vault: {address: %q, poll: 1s, auth: {approle: {role_id: %s, secret_id_file: server-secret-id}}}}
 providers: [%s]
 issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]
-`, st.front.URL, role, p.providers[0].entry(""), vendor.URL()))
+`, st.Front.URL, role, p.providers[0].Entry(""), vendor.URL()))
 	one, two := w.manager(file, roots), w.manager(file, roots)
 	token := strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN=")
 
 	// The body of the documentation creates a key.
-	seed := w.key()
+	seed := w.Key()
 	status, body := one.ask(token, "POST", "/v1/provider-keys", fmt.Sprintf(`{"provider":"openai","api_key":%q,"proxy_id":"px_acme_prod","label":"OpenAI Production"}`, seed))
 	if status != http.StatusCreated || !bytes.Contains(body, []byte(`"staging.px_acme_prod.openai"`)) {
 		t.Errorf("create: %d %s", status, body)
 	}
 
 	// Two requests for one rotation, one at each server: it is one.
-	const path = "/v1/provider-keys/staging." + proxyID + ".openai"
+	const path = "/v1/provider-keys/staging." + e2etest.ProxyID + ".openai"
 	for _, m := range []*manager{one, two} {
 		status, body = m.ask(token, "POST", path+"/rotate", `{"managed":true,"reason":"quarterly","grace":"2s"}`, "Idempotency-Key", "q3")
 		if status != http.StatusAccepted {
@@ -190,12 +191,12 @@ issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuer
 		}
 	}
 	agenttest.Eventually(t, 30*time.Second, "a credential is made", func() bool { return len(vendor.Live()) > 0 })
-	if long { // the other one takes over once the claim is over
+	if e2etest.Long { // the other one takes over once the claim is over
 		one.cmd.Process.Kill()
 	}
 	closed := func(m *manager) (r keys.Rotation) {
 		agenttest.Eventually(t, 4*time.Minute, "the rotation is closed", func() bool {
-			status, body := m.ask(token, "GET", "/v1/rotations?proxy_id="+proxyID, "")
+			status, body := m.ask(token, "GET", "/v1/rotations?proxy_id="+e2etest.ProxyID, "")
 			var page struct{ Rotations []keys.Rotation }
 			if err := json.Unmarshal(body, &page); status != http.StatusOK || err != nil || len(page.Rotations) != 1 {
 				t.Fatalf("rotations: %d %v %s", status, err, body)

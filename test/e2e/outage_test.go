@@ -11,6 +11,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 const staleMetric = `postern_key_stale_seconds{key="openai"}`
@@ -25,13 +26,13 @@ func TestVaultAwayUnderLoad(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			st := w.vault(vaulttest.Options{Persistent: true})
-			key := w.key()
-			p := w.provider("openai", fake.Options{Keys: []string{key}})
-			st.put("openai", key)
-			a := w.start(w.config(st, p))
-			l := startLoad(t, rate, w.ways(a, p)...)
-			l.more(time.Second)
+			st := w.Vault(vaulttest.Options{Persistent: true})
+			key := w.Key()
+			p := w.Provider("openai", fake.Options{Keys: []string{key}})
+			st.Put("openai", key)
+			a := w.Start(w.Config(st, p))
+			l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+			l.More(time.Second)
 			if s := a.Metric(t, staleMetric); s > 3 {
 				t.Errorf("%s is %.1f while Vault is there", staleMetric, s)
 			}
@@ -40,7 +41,7 @@ func TestVaultAwayUnderLoad(t *testing.T) {
 			going := time.Now()
 			outage.away(st)
 			gone := time.Now()
-			l.more(span(5*time.Second, 60*time.Second))
+			l.More(e2etest.Span(5*time.Second, 60*time.Second))
 			stale, away := a.Metric(t, staleMetric), time.Since(gone)
 			if looks, unready := readiness(); unready > 0 || looks == 0 {
 				t.Errorf("without Vault the agent was not ready at %d of %d looks", unready, looks)
@@ -48,20 +49,20 @@ func TestVaultAwayUnderLoad(t *testing.T) {
 			if stale < away.Seconds()-1 || stale > time.Since(going).Seconds()+3 {
 				t.Errorf("%s is %.1f after %.1f s without Vault", staleMetric, stale, away.Seconds())
 			}
-			served := l.total()
+			served := l.Total()
 
 			outage.back(st)
 			back := time.Now()
-			next := w.key()
+			next := w.Key()
 			p.Allow(next)
 			first := p.FirstUse(next)
-			st.put("openai", next)
-			took := await(t, first, 45*time.Second, "a request with the key written after the outage").Sub(back)
+			st.Put("openai", next)
+			took := e2etest.Await(t, first, 45*time.Second, "a request with the key written after the outage").Sub(back)
 			t.Logf("%.1f s without Vault: %d requests served, metric %.1f s; a rotation was in use %.1f s after Vault was back",
 				away.Seconds(), served, stale, took.Seconds())
 			agenttest.Eventually(t, 10*time.Second, "the metric says that Vault is back", func() bool { return a.Metric(t, staleMetric) < 3 })
-			l.end()
-			if n := st.logins(); n != 1 {
+			l.End()
+			if n := st.Logins(); n != 1 {
 				t.Errorf("%d logins; the token outlived the outage", n)
 			}
 		})
@@ -102,26 +103,26 @@ func watchReadiness(a *agenttest.Agent) (end func() (looks, unready int)) {
 // Somebody revokes the agent's token: it logs in again, once.
 func TestRevokedTokenIsReplacedOnce(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	a := w.start(w.config(st, p))
-	l := startLoad(t, rate, w.ways(a, p)...)
-	l.more(time.Second)
+	st := w.Vault(vaulttest.Options{})
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	a := w.Start(w.Config(st, p))
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l.More(time.Second)
 
 	st.RevokeLogins("approle/login")
 	revoked := time.Now()
-	agenttest.Eventually(t, 20*time.Second, "the agent has logged in again", func() bool { return st.logins() == 2 })
+	agenttest.Eventually(t, 20*time.Second, "the agent has logged in again", func() bool { return st.Logins() == 2 })
 	t.Logf("logged in again %.1f s after the token was revoked", time.Since(revoked).Seconds())
-	next := w.key()
+	next := w.Key()
 	p.Allow(next)
 	first := p.FirstUse(next)
-	st.put("openai", next)
-	await(t, first, 20*time.Second, "a request with a key written after the token was replaced")
-	l.more(span(2*time.Second, 30*time.Second))
-	l.end()
-	if n := st.logins(); n != 2 {
+	st.Put("openai", next)
+	e2etest.Await(t, first, 20*time.Second, "a request with a key written after the token was replaced")
+	l.More(e2etest.Span(2*time.Second, 30*time.Second))
+	l.End()
+	if n := st.Logins(); n != 2 {
 		t.Errorf("%d logins for one revoked token", n)
 	}
 	if code, _ := a.Get(t, "/readyz"); code != 200 {
@@ -133,16 +134,16 @@ func TestRevokedTokenIsReplacedOnce(t *testing.T) {
 func TestShortTokenIsRenewed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	st := w.vaultRole(vaulttest.Options{}, "4s")
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	a := w.start(w.config(st, p))
-	agenttest.Eventually(t, 30*time.Second, "the token was renewed twice", func() bool { return st.front.Count("auth/token/renew-self") >= 2 })
-	if n := st.logins(); n != 1 {
+	st := w.VaultRole(vaulttest.Options{}, "4s")
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	a := w.Start(w.Config(st, p))
+	agenttest.Eventually(t, 30*time.Second, "the token was renewed twice", func() bool { return st.Front.Count("auth/token/renew-self") >= 2 })
+	if n := st.Logins(); n != 1 {
 		t.Errorf("%d logins", n)
 	}
-	w.ways(a, p)[0].must(t)
+	w.Ways(a, p)[0].Must(t)
 }
 
 // A login that can never succeed: the field at fault is named, by the agent and
@@ -150,54 +151,54 @@ func TestShortTokenIsRenewed(t *testing.T) {
 func TestWrongRoleNamesTheField(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
+	st := w.Vault(vaulttest.Options{})
 	st.EnableAuth("kubernetes", "kubernetes")
 	st.Do("POST", "auth/kubernetes/config", map[string]any{
 		"kubernetes_host": "https://127.0.0.1:1", "disable_local_ca_jwt": true, "token_reviewer_jwt": "reviewer",
 	})
 	// Nobody signed it: a role that does not exist is refused before anybody asks.
-	write(t, w.path("jwt"), "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDpjaGVja291dCJ9.c2lnbmVk\n")
+	e2etest.Write(t, w.Path("jwt"), "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6c2hvcDpjaGVja291dCJ9.c2lnbmVk\n")
 	for name, wrong := range map[string]struct{ auth, login, field string }{
 		"approle":    {"approle: {role_id: 00000000-0000-0000-0000-000000000000, secret_id_file: secret-id}", "auth/approle/login", "store.vault.auth.approle.role_id"},
 		"kubernetes": {"kubernetes: {role: chekout, token_file: jwt}", "auth/kubernetes/login", `store.vault.auth.kubernetes.role \"chekout\"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &world{t: t, dir: w.dir, secrets: w.secrets}
-			key := w.key()
-			p := w.provider("openai", fake.Options{Keys: []string{key}})
-			st.put("openai", key)
-			c := w.config(&vaultStore{Vault: st.Vault, front: st.front, auth: wrong.auth}, p)
-			st.front.Reset()
+			w := &world{&e2etest.World{T: t, Dir: w.Dir, Secrets: w.Secrets}}
+			key := w.Key()
+			p := w.Provider("openai", fake.Options{Keys: []string{key}})
+			st.Put("openai", key)
+			c := w.Config(&vaultStore{Vault: st.Vault, Front: st.Front, Auth: wrong.auth}, p)
+			st.Front.Reset()
 			began := time.Now()
-			a := agenttest.Start(t, w.dir, c.yaml())
-			w.keepsSecrets(a)
-			agenttest.Eventually(t, 30*time.Second, "the third login", func() bool { return st.front.Count(wrong.login) >= 3 })
+			a := agenttest.Start(t, w.Dir, c.YAML())
+			w.KeepsSecrets(a)
+			agenttest.Eventually(t, 30*time.Second, "the third login", func() bool { return st.Front.Count(wrong.login) >= 3 })
 			took := time.Since(began)
-			all := len(st.front.Requests())
+			all := len(st.Front.Requests())
 			t.Logf("3 logins in %.1f s, %d requests to Vault in all", took.Seconds(), all)
 			if took < 1500*time.Millisecond || all > 3 {
 				t.Errorf("a storm: %d requests to Vault, 3 of them logins, within %s", all, took)
 			}
-			saysSo(t, a, wrong.field, "cannot be read from the store")
+			e2etest.SaysSo(t, a, wrong.field, "cannot be read from the store")
 			if n := strings.Count(a.Log.String(), "cannot log in to Vault"); n != 1 {
 				t.Errorf("the log says it %d times", n)
 			}
 			if code, body := a.Get(t, "/readyz"); code != 503 {
 				t.Errorf("ready without a key: %d %s", code, body)
 			}
-			err := w.ways(a, p)[0].ask(context.Background())
+			err := w.Ways(a, p)[0].Ask(context.Background())
 			if err == nil || !strings.Contains(err.Error(), "503") || p.Total() > 0 {
 				t.Errorf("a request without a key drew %v, and %d reached the provider", err, p.Total())
 			}
 
-			file := w.path("check.yaml")
-			write(t, file, c.yaml())
-			out, said, code := agenttest.Run(t, w.dir, "", "check", "-c", file)
+			file := w.Path("check.yaml")
+			e2etest.Write(t, file, c.YAML())
+			out, said, code := agenttest.Run(t, w.Dir, "", "check", "-c", file)
 			field := strings.ReplaceAll(wrong.field, `\`, "")
 			if code != 1 || !strings.Contains(out, field) {
 				t.Errorf("postern check: exit code %d, want 1 and %s named:\n%s%s", code, field, out, said)
 			}
-			w.clean("postern check", []byte(fmt.Sprint(out, said)))
+			w.Clean("postern check", []byte(fmt.Sprint(out, said)))
 		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // generation is the number of the configuration in force.
@@ -22,7 +23,7 @@ func generation(t *testing.T, a *agenttest.Agent) int {
 // awaitGeneration waits until the log says that a configuration is in force: then all of it is.
 func awaitGeneration(t *testing.T, a *agenttest.Agent, n int) {
 	t.Helper()
-	saysSo(t, a, fmt.Sprintf(`"msg":"a new configuration is in force","generation":%d}`, n))
+	e2etest.SaysSo(t, a, fmt.Sprintf(`"msg":"a new configuration is in force","generation":%d}`, n))
 	if got := generation(t, a); got != n {
 		t.Errorf("the metric says generation %d, the log %d", got, n)
 	}
@@ -38,37 +39,37 @@ const (
 // change. CONNECT clients keep the trust that they began with.
 func TestReloadUnderLoad(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		key, second := w.key(), w.key()
-		p := w.provider("openai", fake.Options{Keys: []string{key}})
-		q := w.provider("second", fake.Options{Keys: []string{second}})
-		q.host = strings.Replace(q.host, "localhost", "127.0.0.1", 1) // another name for the CA's constraints
-		st.put("openai", key)
-		st.put("second", second)
-		c := w.config(st, p)
-		a := w.start(c)
-		before := read(t, w.path("ca/ca.pem"))
-		l := startLoad(t, rate, w.ways(a, p)...)
-		l.more(500 * time.Millisecond)
+		key, second := w.Key(), w.Key()
+		p := w.Provider("openai", fake.Options{Keys: []string{key}})
+		q := w.Provider("second", fake.Options{Keys: []string{second}})
+		q.Host = strings.Replace(q.Host, "localhost", "127.0.0.1", 1) // another name for the CA's constraints
+		st.Put("openai", key)
+		st.Put("second", second)
+		c := w.Config(st, p)
+		a := w.Start(c)
+		before := e2etest.Read(t, w.Path("ca/ca.pem"))
+		l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+		l.More(500 * time.Millisecond)
 
 		t.Log("a file renamed over the old one: a provider more")
 		both := c
-		both.providers = []string{p.entry(""), q.entry("")}
-		write(t, a.Config, both.yaml())
+		both.Providers = []string{p.Entry(""), q.Entry("")}
+		e2etest.Write(t, a.Config, both.YAML())
 		awaitGeneration(t, a, 2)
-		for _, y := range w.ways(a, q) { // trusting the CA file as it is now
-			y.must(t)
+		for _, y := range w.Ways(a, q) { // trusting the CA file as it is now
+			y.Must(t)
 		}
-		old := way{name: "connect, with the CA file of before", client: w.client(w.through(a, before)), url: "https://" + p.host + "/v1/chat/completions"}
-		old.must(t)
-		old.url = "https://" + q.host + "/v1/chat/completions"
-		if old.ask(t.Context()) == nil {
+		old := way{Name: "connect, with the CA file of before", Client: w.Client(w.Through(a, before)), URL: "https://" + p.Host + "/v1/chat/completions"}
+		old.Must(t)
+		old.URL = "https://" + q.Host + "/v1/chat/completions"
+		if old.Ask(t.Context()) == nil {
 			t.Error("a client that trusts the first CA file alone trusts a host that was added later: the CA has no name constraints")
 		}
 
 		t.Log("a file that is not valid")
-		write(t, a.Config, strings.Replace(both.yaml(), "rotation:", "rotatoin:", 1))
+		e2etest.Write(t, a.Config, strings.Replace(both.YAML(), "rotation:", "rotatoin:", 1))
 		agenttest.Eventually(t, 20*time.Second, "the bad file is noticed", func() bool { return a.Metric(t, reloadFailed) == 1 })
-		saysSo(t, a, "the old one stays", "rotatoin: unknown field")
+		e2etest.SaysSo(t, a, "the old one stays", "rotatoin: unknown field")
 		agenttest.Eventually(t, 5*time.Second, reloadOK+" is 0", func() bool { return a.Metric(t, reloadOK) == 0 })
 		if n := generation(t, a); n != 2 {
 			t.Errorf("generation %d", n)
@@ -76,36 +77,36 @@ func TestReloadUnderLoad(t *testing.T) {
 
 		t.Log("an address that cannot change while the agent runs")
 		moved := both
-		moved.proxy = freePort(t)
-		write(t, a.Config, moved.yaml())
+		moved.Proxy = e2etest.FreePort(t)
+		e2etest.Write(t, a.Config, moved.YAML())
 		agenttest.Eventually(t, 20*time.Second, "the change is refused", func() bool { return a.Metric(t, reloadFailed) == 2 })
-		saysSo(t, a, "listen.proxy: cannot change while the agent runs; restart it")
+		e2etest.SaysSo(t, a, "listen.proxy: cannot change while the agent runs; restart it")
 
 		t.Log("a key that cannot be loaded")
 		missing := both
-		missing.providers = append(missing.providers, strings.Replace(q.entry(", key: nowhere, forward: false"), "name: second", "name: third", 1))
-		write(t, a.Config, missing.yaml())
-		l.more(time.Second) // it waits for the key, for half a minute, and serves meanwhile
+		missing.Providers = append(missing.Providers, strings.Replace(q.Entry(", key: nowhere, forward: false"), "name: second", "name: third", 1))
+		e2etest.Write(t, a.Config, missing.YAML())
+		l.More(time.Second) // it waits for the key, for half a minute, and serves meanwhile
 		if n := generation(t, a); n != 2 {
 			t.Errorf("generation %d without its key", n)
 		}
-		for _, y := range w.ways(a, q) {
-			y.must(t)
+		for _, y := range w.Ways(a, q) {
+			y.Must(t)
 		}
 
-		st.put("nowhere", second)
+		st.Put("nowhere", second)
 		awaitGeneration(t, a, 3)
 		if ok := a.Metric(t, reloadOK); ok != 1 {
 			t.Errorf("%s is %v after a good reload", reloadOK, ok)
 		}
 
 		t.Log("a provider less")
-		write(t, a.Config, c.yaml())
+		e2etest.Write(t, a.Config, c.YAML())
 		awaitGeneration(t, a, 4)
-		if err := w.ways(a, q)[0].ask(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
+		if err := w.Ways(a, q)[0].Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
 			t.Errorf("the route of a provider that was removed: %v", err)
 		}
-		l.end()
+		l.End()
 	})
 }
 
@@ -113,24 +114,24 @@ func TestReloadUnderLoad(t *testing.T) {
 // requests that it began, and wipes its keys.
 func TestManyReloadsUnderLoad(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	c := w.config(st, p)
-	a := w.start(c)
-	l := startLoad(t, rate, w.ways(a, p)...)
+	st := w.Sealed()
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	c := w.Config(st, p)
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
 	const reloads = 12
 	for n := range reloads {
-		c.more = "service: s" + string(rune('a'+n))
-		write(t, a.Config, c.yaml())
+		c.More = "service: s" + string(rune('a'+n))
+		e2etest.Write(t, a.Config, c.YAML())
 		awaitGeneration(t, a, n+2)
 	}
-	l.end()
+	l.End()
 	agenttest.Eventually(t, 20*time.Second, "the keys of the generations before are wiped", func() bool {
 		return strings.Count(a.Log.String(), `"msg":"version wiped"`) == reloads
 	})
-	if values := status(t, a).Memory.Values; values > 12 {
+	if values := e2etest.Status(t, a).Memory.Values; values > 12 {
 		t.Errorf("%d values are in the arena after %d reloads", values, reloads)
 	}
 }
@@ -138,28 +139,28 @@ func TestManyReloadsUnderLoad(t *testing.T) {
 // Kubernetes swaps a symbolic link next to the file; the file's own name never changes.
 func TestReloadOfAMountedConfigMap(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	c := w.config(st, p)
+	st := w.Sealed()
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	c := w.Config(st, p)
 	w.link("..2026_1", "..data")
 	w.link("..data/postern.yaml", "postern.yaml")
-	if err := os.Mkdir(w.path("..2026_1"), 0o755); err != nil {
+	if err := os.Mkdir(w.Path("..2026_1"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a := w.start(c) // which writes the file through both links
-	l := startLoad(t, rate, w.ways(a, p)...)
-	l.more(500 * time.Millisecond)
+	a := w.Start(c) // which writes the file through both links
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l.More(500 * time.Millisecond)
 
-	if err := os.Mkdir(w.path("..2026_2"), 0o755); err != nil {
+	if err := os.Mkdir(w.Path("..2026_2"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.more = "service: checkout"
-	write(t, w.path("..2026_2/postern.yaml"), c.yaml())
+	c.More = "service: checkout"
+	e2etest.Write(t, w.Path("..2026_2/postern.yaml"), c.YAML())
 	w.link("..2026_2", "..data_tmp")
 	swapped := time.Now()
-	if err := os.Rename(w.path("..data_tmp"), w.path("..data")); err != nil {
+	if err := os.Rename(w.Path("..data_tmp"), w.Path("..data")); err != nil {
 		t.Fatal(err)
 	}
 	awaitGeneration(t, a, 2)
@@ -168,16 +169,16 @@ func TestReloadOfAMountedConfigMap(t *testing.T) {
 	if took > slower*2*time.Second {
 		t.Error("the swap was noticed by looking, not by being told")
 	}
-	if s := status(t, a).Service; s != "checkout" {
+	if s := e2etest.Status(t, a).Service; s != "checkout" {
 		t.Errorf("the service is %q", s)
 	}
-	l.end()
+	l.End()
 }
 
 func (w *world) link(to, name string) {
-	w.t.Helper()
-	if err := os.Symlink(to, w.path(name)); err != nil {
-		w.t.Fatal(err)
+	w.T.Helper()
+	if err := os.Symlink(to, w.Path(name)); err != nil {
+		w.T.Fatal(err)
 	}
 }
 
@@ -186,20 +187,20 @@ func (w *world) link(to, name string) {
 func TestReloadBySignalAndByLooking(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	c := w.config(st, p)
+	st := w.Sealed()
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	c := w.Config(st, p)
 	other := t.TempDir() // which the agent does not watch
 	elsewhere := filepath.Join(other, "real.yaml")
-	c.audit = filepath.Join(other, "audit.jsonl") // each entry would be an event
+	c.Audit = filepath.Join(other, "audit.jsonl") // each entry would be an event
 	w.link(elsewhere, "postern.yaml")
-	a := w.start(c)
-	l := startLoad(t, light, w.ways(a, p)...)
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 
-	c.more = "service: by-signal"
-	write(t, elsewhere, c.yaml())
+	c.More = "service: by-signal"
+	e2etest.Write(t, elsewhere, c.YAML())
 	a.Signal(syscall.SIGHUP)
 	told := time.Now()
 	awaitGeneration(t, a, 2)
@@ -209,8 +210,8 @@ func TestReloadBySignalAndByLooking(t *testing.T) {
 		t.Error("SIGHUP did nothing: the change was noticed by looking")
 	}
 
-	c.more = "service: by-looking"
-	write(t, elsewhere, c.yaml())
+	c.More = "service: by-looking"
+	e2etest.Write(t, elsewhere, c.YAML())
 	wrote := time.Now()
 	awaitGeneration(t, a, 3)
 	took = time.Since(wrote)
@@ -218,27 +219,27 @@ func TestReloadBySignalAndByLooking(t *testing.T) {
 	if took < 200*time.Millisecond {
 		t.Error("something told of the change: this test shows nothing")
 	}
-	l.end()
+	l.End()
 }
 
 // A root that the configuration names is replaced: SIGHUP is enough.
 func TestReloadOfARoot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
-	other := w.provider("other", fake.Options{})
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	right := string(read(t, p.ca))
-	write(t, p.ca, string(read(t, other.ca)))
-	a := w.start(w.config(st, p))
-	route := w.ways(a, p)[0]
-	if err := route.ask(t.Context()); err == nil || !strings.Contains(err.Error(), "ca_file") || p.Total() > 0 {
+	st := w.Sealed()
+	key := w.Key()
+	other := w.Provider("other", fake.Options{})
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	right := string(e2etest.Read(t, p.CA))
+	e2etest.Write(t, p.CA, string(e2etest.Read(t, other.CA)))
+	a := w.Start(w.Config(st, p))
+	route := w.Ways(a, p)[0]
+	if err := route.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "ca_file") || p.Total() > 0 {
 		t.Errorf("with another root: %v, and %d requests reached the provider", err, p.Total())
 	}
-	write(t, p.ca, right)
+	e2etest.Write(t, p.CA, right)
 	a.Signal(syscall.SIGHUP)
 	awaitGeneration(t, a, 2)
-	route.must(t)
+	route.Must(t)
 }

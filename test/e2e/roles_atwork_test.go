@@ -14,6 +14,7 @@ import (
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/server"
 	postern "github.com/postern-proxy/postern/config"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // notRefused fails the test where a program's log says that its policy lacks something.
@@ -31,37 +32,37 @@ func notRefused(t *testing.T, log string) {
 // a rotation and says so, and is refused nothing.
 func TestRolesAgentAtWork(t *testing.T) {
 	w := newWorld(t)
-	p := w.provider("openai", fake.Options{})
-	v := w.vault(vaulttest.Options{})
+	p := w.Provider("openai", fake.Options{})
+	v := w.Vault(vaulttest.Options{})
 	v.Do("POST", "auth/approle/role/agent", map[string]any{"token_policies": "agent", "token_no_default_policy": true, "token_ttl": "1h"})
-	c := w.config(v, p)
-	c.rotation = "{grace: 3s}"
-	file := w.path("operator.yaml")
-	write(t, file, c.yaml())
-	policy, said, code := agenttest.Run(t, w.dir, "", "policy", "--role", "agent", "-c", file)
+	c := w.Config(v, p)
+	c.Rotation = "{grace: 3s}"
+	file := w.Path("operator.yaml")
+	e2etest.Write(t, file, c.YAML())
+	policy, said, code := agenttest.Run(t, w.Dir, "", "policy", "--role", "agent", "-c", file)
 	if code != 0 {
 		t.Fatalf("postern policy: exit code %d\n%s", code, said)
 	}
 	v.Policy("agent", policy)
 	root := func(stdin string, args ...string) string {
-		out, said, code := agenttest.RunEnv(t, agenttest.Env(w.dir, "VAULT_TOKEN="+v.RootToken), stdin, append(args, "-c", file)...)
+		out, said, code := agenttest.RunEnv(t, agenttest.Env(w.Dir, "VAULT_TOKEN="+v.RootToken), stdin, append(args, "-c", file)...)
 		if code != 0 {
 			t.Fatalf("postern %s: exit code %d\n%s%s", strings.Join(args, " "), code, out, said)
 		}
 		return out
 	}
-	old, fresh := w.key(), w.key()
+	old, fresh := w.Key(), w.Key()
 	p.Allow(old)
 	p.Allow(fresh)
 	root(old+"\n", "keys", "add", "openai")
-	if out, said, code := agenttest.Run(t, w.dir, "", "check", "--probe", "-c", file); code != 0 {
+	if out, said, code := agenttest.Run(t, w.Dir, "", "check", "--probe", "-c", file); code != 0 {
 		t.Errorf("postern check: exit code %d\n%s%s", code, out, said)
 	}
-	a := w.start(c)
+	a := w.Start(c)
 	acked := make(chan bool, 1)
 	go func() { // the entry is there while the rotation is
 		for range 600 {
-			if status, _, err := v.Try(t.Context(), v.RootToken, "GET", "secret/metadata/postern/acks/staging/"+proxyID+"/?list=true", nil); err == nil && status == 200 {
+			if status, _, err := v.Try(t.Context(), v.RootToken, "GET", "secret/metadata/postern/acks/staging/"+e2etest.ProxyID+"/?list=true", nil); err == nil && status == 200 {
 				acked <- true
 				return
 			}
@@ -70,53 +71,53 @@ func TestRolesAgentAtWork(t *testing.T) {
 		acked <- false
 	}()
 	root(fresh+"\n", "keys", "rotate", "openai")
-	if !await(t, acked, 20*time.Second, "the agent's acknowledgement is looked for") {
+	if !e2etest.Await(t, acked, 20*time.Second, "the agent's acknowledgement is looked for") {
 		t.Error("the agent acknowledged nothing")
 	}
-	agenttest.Eventually(t, 20*time.Second, "version 2 is in use", func() bool { return version(t, a, "openai", 2).State == "active" })
+	agenttest.Eventually(t, 20*time.Second, "version 2 is in use", func() bool { return e2etest.Version(t, a, "openai", 2).State == "active" })
 	agenttest.Eventually(t, 20*time.Second, "the acknowledgement is taken back", func() bool {
-		status, _, err := v.Try(t.Context(), v.RootToken, "GET", "secret/metadata/postern/acks/staging/"+proxyID+"/?list=true", nil)
+		status, _, err := v.Try(t.Context(), v.RootToken, "GET", "secret/metadata/postern/acks/staging/"+e2etest.ProxyID+"/?list=true", nil)
 		return err == nil && status == 404
 	})
-	notRefused(t, history(a))
+	notRefused(t, e2etest.History(a))
 }
 
 // vendor makes keys that a provider then accepts. Its root is in vendor.pem.
 func (w *world) vendor(p *provider, admin string) *issuers.Server {
-	w.t.Helper()
+	w.T.Helper()
 	v, err := issuers.New(issuers.Options{
 		Kind: "openai", Admin: admin,
 		OnIssue: func(_, key string) { p.Allow(key) }, OnRevoke: func(_, key string) { p.Revoke(key) },
 	})
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	w.t.Cleanup(func() { v.Close() })
-	write(w.t, w.path("vendor.pem"), string(v.CAPEM()))
+	w.T.Cleanup(func() { v.Close() })
+	e2etest.Write(w.T, w.Path("vendor.pem"), string(v.CAPEM()))
 	return v
 }
 
 // serve runs a management server until the test ends.
 func (w *world) serve(file string) *agenttest.Buffer {
-	w.t.Helper()
+	w.T.Helper()
 	cfg, err := postern.Load(file, os.Getenv)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	log := &agenttest.Buffer{}
 	s, err := server.New(server.Options{Config: cfg, Log: log})
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	if err := s.Start(w.t.Context()); err != nil {
-		w.t.Fatal(err)
+	if err := s.Start(w.T.Context()); err != nil {
+		w.T.Fatal(err)
 	}
-	w.t.Cleanup(func() {
+	w.T.Cleanup(func() {
 		s.Stop()
-		if w.t.Failed() {
-			w.t.Logf("the server's log:\n%s", log.String())
+		if w.T.Failed() {
+			w.T.Logf("the server's log:\n%s", log.String())
 		}
-		w.clean("the server's log", []byte(log.String()))
+		w.Clean("the server's log", []byte(log.String()))
 	})
 	return log
 }
@@ -125,22 +126,22 @@ func (w *world) serve(file string) *agenttest.Buffer {
 // the first version too, moves traffic to them, and destroys what they replace.
 func TestRolesServerAtWork(t *testing.T) {
 	w := newWorld(t)
-	p := w.provider("openai", fake.Options{})
-	admin := w.secret("sk-admin-0123456789abcdefghijklmnop")
+	p := w.Provider("openai", fake.Options{})
+	admin := w.Secret("sk-admin-0123456789abcdefghijklmnop")
 	vendor := w.vendor(p, admin)
-	v := w.vault(vaulttest.Options{})
+	v := w.Vault(vaulttest.Options{})
 	v.Do("POST", "auth/approle/role/agent", map[string]any{"token_policies": "server", "token_no_default_policy": true, "token_ttl": "1h"})
 	v.KVPut("secret/postern/issuers/staging/openai", map[string]string{"api_key": admin})
-	vaulttest.NewCA(t).IssueClient(t, "localhost", w.path("cert.pem"), w.path("key.pem"))
-	c := w.config(v, p)
-	c.rotation = "{grace: 2s}"
-	c.more = fmt.Sprintf(`server: {listen: "127.0.0.1:0", cert_file: cert.pem, key_file: key.pem}
+	vaulttest.NewCA(t).IssueClient(t, "localhost", w.Path("cert.pem"), w.Path("key.pem"))
+	c := w.Config(v, p)
+	c.Rotation = "{grace: 2s}"
+	c.More = fmt.Sprintf(`server: {listen: "127.0.0.1:0", cert_file: cert.pem, key_file: key.pem}
 issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]`, vendor.URL())
-	file := w.path("server.yaml")
-	write(t, file, c.yaml())
+	file := w.Path("server.yaml")
+	e2etest.Write(t, file, c.YAML())
 	as := func(token, stdin string, args ...string) string {
-		out, said, code := agenttest.RunEnv(t, agenttest.Env(w.dir, "VAULT_TOKEN="+token), stdin, append(args, "-c", file)...)
-		w.clean("the output of "+strings.Join(args, " "), []byte(out+said))
+		out, said, code := agenttest.RunEnv(t, agenttest.Env(w.Dir, "VAULT_TOKEN="+token), stdin, append(args, "-c", file)...)
+		w.Clean("the output of "+strings.Join(args, " "), []byte(out+said))
 		if code != 0 {
 			t.Errorf("postern %s: exit code %d\n%s%s", strings.Join(args, " "), code, out, said)
 		}
@@ -151,9 +152,9 @@ issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuer
 	devops := v.Token(vaulttest.TokenOptions{Policies: []string{"devops"}, NoDefault: true})
 
 	// A key that has a place and no version yet, and one that somebody stored.
-	first := w.key()
+	first := w.Key()
 	p.Allow(first)
-	v.Do("POST", "secret/metadata/postern/provider-keys/staging/"+proxyID+"/bare", map[string]any{"max_versions": 100, "custom_metadata": map[string]string{"provider": "openai", "environment": "staging"}})
+	v.Do("POST", "secret/metadata/postern/provider-keys/staging/"+e2etest.ProxyID+"/bare", map[string]any{"max_versions": 100, "custom_metadata": map[string]string{"provider": "openai", "environment": "staging"}})
 	as(v.RootToken, first+"\n", "keys", "add", "openai")
 	names := []string{"openai", "bare"}
 	for _, name := range names {
@@ -170,11 +171,11 @@ issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuer
 		t.Errorf("%d keys live at the vendor, want one for each of two", len(live))
 	}
 	for name, want := range map[string]int{"openai": 2, "bare": 1} {
-		if md := v.Do("GET", "secret/metadata/postern/provider-keys/staging/"+proxyID+"/"+name, nil); fmt.Sprint(md["current_version"]) != fmt.Sprint(want) {
+		if md := v.Do("GET", "secret/metadata/postern/provider-keys/staging/"+e2etest.ProxyID+"/"+name, nil); fmt.Sprint(md["current_version"]) != fmt.Sprint(want) {
 			t.Errorf("%s is at version %v, want %d", name, md["current_version"], want)
 		}
 	}
-	versions := v.Do("GET", "secret/metadata/postern/provider-keys/staging/"+proxyID+"/openai", nil)["versions"].(map[string]any)
+	versions := v.Do("GET", "secret/metadata/postern/provider-keys/staging/"+e2etest.ProxyID+"/openai", nil)["versions"].(map[string]any)
 	if one := versions["1"].(map[string]any); one["destroyed"] != true {
 		t.Errorf("version 1 is %v", one)
 	}

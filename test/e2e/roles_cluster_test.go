@@ -17,6 +17,7 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/roles"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // kubeCluster is a Kubernetes auth method whose API server knows its tokens' owners.
@@ -149,7 +150,7 @@ func TestRolesLeases(t *testing.T) {
 		return status, id
 	}
 	dir := t.TempDir()
-	write(t, dir+"/postern.yaml", `
+	e2etest.Write(t, dir+"/postern.yaml", `
 version: 1
 environment: prod
 proxy_id: px_acme

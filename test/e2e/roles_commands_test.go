@@ -10,6 +10,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/roles"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // verbCommands are what people do. KEY is a key's name, NEW one that there is none of.
@@ -32,18 +33,18 @@ var verbCommands = []struct {
 // not for Vault refuses, so that nothing of the key changes.
 func TestRolesCommands(t *testing.T) {
 	w := newWorld(t)
-	p := w.provider("openai", fake.Options{})
+	p := w.Provider("openai", fake.Options{})
 	r := &realm{Vault: vaulttest.Start(t, vaulttest.Options{}), t: t, entity: map[string]string{}}
 	r.EnableAuth("approle", "approle")
-	file := w.path("postern.yaml")
-	write(t, file, fmt.Sprintf("version: 1\nenvironment: prod\nproxy_id: px_acme\nstore: {vault: {address: %q, poll: 1s}}\nproviders:\n  - %s\n", r.Address, p.entry("")))
+	file := w.Path("postern.yaml")
+	e2etest.Write(t, file, fmt.Sprintf("version: 1\nenvironment: prod\nproxy_id: px_acme\nstore: {vault: {address: %q, poll: 1s}}\nproviders:\n  - %s\n", r.Address, p.Entry("")))
 	as := func(token, stdin string, args ...string) (said string, code int) {
-		out, errs, code := agenttest.RunEnv(t, agenttest.Env(w.dir, "VAULT_TOKEN="+token), stdin, append(args, "-c", file)...)
-		w.clean("the output of "+strings.Join(args, " "), []byte(out+errs))
+		out, errs, code := agenttest.RunEnv(t, agenttest.Env(w.Dir, "VAULT_TOKEN="+token), stdin, append(args, "-c", file)...)
+		w.Clean("the output of "+strings.Join(args, " "), []byte(out+errs))
 		return out + errs, code
 	}
 	live := func() string {
-		k := w.key()
+		k := w.Key()
 		p.Allow(k)
 		return k + "\n"
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/roles"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // roleGrid is what each role may, verb by verb, as docs/ROLES.md says it.
@@ -287,7 +288,7 @@ func (r *realm) whoami(token string) map[roles.Verb]roles.Answer {
 	r.t.Helper()
 	dir := r.t.TempDir()
 	file := filepath.Join(dir, "postern.yaml")
-	write(r.t, file, fmt.Sprintf("version: 1\nenvironment: prod\nproxy_id: px_acme\nstore: {vault: {address: %q}}\nproviders: [{name: openai}]\n", r.Address))
+	e2etest.Write(r.t, file, fmt.Sprintf("version: 1\nenvironment: prod\nproxy_id: px_acme\nstore: {vault: {address: %q}}\nproviders: [{name: openai}]\n", r.Address))
 	out, said, code := agenttest.RunEnv(r.t, agenttest.Env(dir, "VAULT_TOKEN="+token), "", "whoami", "-o", "json", "-c", file)
 	var who struct {
 		Kind     string         `json:"kind"`
@@ -452,7 +453,7 @@ func TestRolesPoliciesAreFormatted(t *testing.T) {
 	for _, role := range roles.Roles() {
 		text := r.policyOf(role)
 		file := filepath.Join(t.TempDir(), string(role)+".hcl")
-		write(t, file, text)
+		e2etest.Write(t, file, text)
 		r.CLI("", "policy", "fmt", file)
 		if got, _ := os.ReadFile(file); string(got) != text {
 			t.Errorf("vault policy fmt makes of %s:\n%s", role, got)

@@ -10,6 +10,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/store/sealed"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // A key whose metadata says prod does not work in staging, and everybody who
@@ -17,24 +18,24 @@ import (
 func TestKeyOfAnotherEnvironmentIsRefused(t *testing.T) {
 	t.Parallel()
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		key := w.key()
-		p := w.provider("openai", fake.Options{Keys: []string{key}})
-		st.put("openai", key)
+		key := w.Key()
+		p := w.Provider("openai", fake.Options{Keys: []string{key}})
+		st.Put("openai", key)
 		w.belongsTo("prod", st)
-		c := w.config(st, p)
-		a := agenttest.Start(t, w.dir, c.yaml())
-		w.keepsSecrets(a)
+		c := w.Config(st, p)
+		a := agenttest.Start(t, w.Dir, c.YAML())
+		w.KeepsSecrets(a)
 
 		var err error
 		agenttest.Eventually(t, 20*time.Second, "the refusal is final", func() bool {
-			err = w.ways(a, p)[0].ask(context.Background())
+			err = w.Ways(a, p)[0].Ask(context.Background())
 			return err != nil && strings.Contains(err.Error(), "environment")
 		})
-		out, _, code := agenttest.Run(t, w.dir, "", "status", "-c", w.operator(c, a))
+		out, _, code := agenttest.Run(t, w.Dir, "", "status", "-c", w.Operator(c, a))
 		if code != 0 {
 			t.Errorf("postern status: exit code %d", code)
 		}
-		saysSo(t, a, `metadata names environment \"prod\"`, `this agent serves \"staging\"`)
+		e2etest.SaysSo(t, a, `metadata names environment \"prod\"`, `this agent serves \"staging\"`)
 		for what, text := range map[string]string{"the client's error": err.Error(), "postern status": out} {
 			if !strings.Contains(text, "prod") || !strings.Contains(text, "staging") {
 				t.Errorf("%s does not name both environments:\n%s", what, text)
@@ -47,7 +48,7 @@ func TestKeyOfAnotherEnvironmentIsRefused(t *testing.T) {
 			t.Errorf("the provider saw %d requests", p.Total())
 		}
 		a.Stop(t)
-		out, said, code := agenttest.Run(t, w.dir, "", "check", "-c", a.Config)
+		out, said, code := agenttest.Run(t, w.Dir, "", "check", "-c", a.Config)
 		if code != 1 || !strings.Contains(out, "prod") || !strings.Contains(out, "staging") {
 			t.Errorf("postern check: exit code %d, want 1 and both environments named:\n%s%s", code, out, said)
 		}
@@ -56,20 +57,20 @@ func TestKeyOfAnotherEnvironmentIsRefused(t *testing.T) {
 
 // belongsTo changes the environment in the metadata of the key openai.
 func (w *world) belongsTo(environment string, st keyStore) {
-	w.t.Helper()
+	w.T.Helper()
 	custom := map[string]string{"environment": environment}
 	if v, ok := st.(*vaultStore); ok {
-		path := strings.Replace(keyPath("staging", "openai"), "secret/", "secret/metadata/", 1)
+		path := strings.Replace(e2etest.KeyPath("staging", "openai"), "secret/", "secret/metadata/", 1)
 		v.Do("POST", path, map[string]any{"custom_metadata": custom})
 		return
 	}
-	s, err := sealed.Open(sealed.Options{File: w.path("postern.sealed"), KeyFile: w.path("postern.key")})
+	s, err := sealed.Open(sealed.Options{File: w.Path("postern.sealed"), KeyFile: w.Path("postern.key")})
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.SetMetadata(w.t.Context(), "provider-keys/staging/"+proxyID+"/openai", custom, 0); err != nil {
-		w.t.Fatal(err)
+	if err := s.SetMetadata(w.T.Context(), "provider-keys/staging/"+e2etest.ProxyID+"/openai", custom, 0); err != nil {
+		w.T.Fatal(err)
 	}
 }
 
@@ -77,32 +78,32 @@ func (w *world) belongsTo(environment string, st keyStore) {
 // where it lies and rotated by whoever writes it.
 func TestSecretInAnotherLayout(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
+	st := w.Vault(vaulttest.Options{})
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
 	put := func(key string) int {
 		return st.KVPut("secret/team/llm", map[string]string{"owner": "the platform team", "token": key})
 	}
 	put(key)
-	c := w.config(st)
-	c.providers = []string{p.entry(", vault_path: secret/data/team/llm, field: token")}
-	c.rotation = "{grace: 2s}"
-	a := w.start(c)
-	l := startLoad(t, rate, w.ways(a, p)...)
-	l.more(500 * time.Millisecond)
+	c := w.Config(st)
+	c.Providers = []string{p.Entry(", vault_path: secret/data/team/llm, field: token")}
+	c.Rotation = "{grace: 2s}"
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l.More(500 * time.Millisecond)
 	for range 2 {
-		next := w.key()
+		next := w.Key()
 		p.Allow(next)
 		first := p.FirstUse(next)
 		n := put(next)
 		written := time.Now()
-		took := await(t, first, 20*time.Second, "a request with the new key").Sub(written)
+		took := e2etest.Await(t, first, 20*time.Second, "a request with the new key").Sub(written)
 		t.Logf("version %d: in use %d ms after it was written", n, took.Milliseconds())
 		if took > inUseWithin {
 			t.Errorf("version %d was in use only after %s", n, took)
 		}
 		agenttest.Eventually(t, 20*time.Second, "the old version is out of use", func() bool {
-			for _, k := range status(t, a).Keys {
+			for _, k := range e2etest.Status(t, a).Keys {
 				for _, v := range k.Versions {
 					if v.Number < n && v.State != "retired" {
 						return false
@@ -114,6 +115,6 @@ func TestSecretInAnotherLayout(t *testing.T) {
 		p.Revoke(key)
 		key = next
 	}
-	l.more(time.Second)
-	l.end()
+	l.More(time.Second)
+	l.End()
 }

@@ -12,27 +12,28 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // From the start of the process to its readiness. The figure is what counts;
 // the limit only catches what is broken.
 func TestReadySoonAfterStart(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		key := w.key()
-		p := w.provider("openai", fake.Options{Keys: []string{key}})
-		st.put("openai", key)
+		key := w.Key()
+		p := w.Provider("openai", fake.Options{Keys: []string{key}})
+		st.Put("openai", key)
 		agenttest.Binary(t) // is built by now
 		var took []time.Duration
 		for range 3 {
 			began := time.Now()
-			a := agenttest.Start(t, w.dir, w.config(st, p).yaml())
+			a := agenttest.Start(t, w.Dir, w.Config(st, p).YAML())
 			agenttest.Eventually(t, 20*time.Second, "the agent is ready", func() bool {
 				code, _ := a.Get(t, "/readyz")
 				return code == 200
 			})
 			took = append(took, time.Since(began))
-			w.keepsSecrets(a)
-			w.ways(a, p)[0].must(t)
+			w.KeepsSecrets(a)
+			w.Ways(a, p)[0].Must(t)
 			a.Stop(t)
 		}
 		t.Logf("ready after %v", took)
@@ -53,15 +54,15 @@ func TestResidentMemory(t *testing.T) {
 	}
 	const streams, words = 400, 12
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key}, Gap: span(300*time.Millisecond, time.Second), Words: words})
-	st.put("openai", key)
-	a := w.start(w.config(st, p))
+	st := w.Sealed()
+	key := w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key}, Gap: e2etest.Span(300*time.Millisecond, time.Second), Words: words})
+	st.Put("openai", key)
+	a := w.Start(w.Config(st, p))
 	idle := resident(t, a.PID())
 
 	url := a.URL("/openai/v1/chat/completions")
-	client := w.client(func(tr *http.Transport) { tr.MaxConnsPerHost = streams })
+	client := w.Client(func(tr *http.Transport) { tr.MaxConnsPerHost = streams })
 	open := make([]*openStream, streams)
 	errs := make([]error, streams)
 	var wg sync.WaitGroup
@@ -92,7 +93,7 @@ func TestResidentMemory(t *testing.T) {
 // resident is a process's resident memory in MB.
 func resident(t *testing.T, pid int) float64 {
 	t.Helper()
-	for line := range strings.Lines(string(read(t, fmt.Sprintf("/proc/%d/status", pid)))) {
+	for line := range strings.Lines(string(e2etest.Read(t, fmt.Sprintf("/proc/%d/status", pid)))) {
 		var kb float64
 		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kb); n == 1 {
 			return kb / 1024

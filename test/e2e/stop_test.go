@@ -15,6 +15,7 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // SIGTERM comes while requests are under way and a long answer is being
@@ -22,22 +23,22 @@ import (
 // ends with 0 and says so in its record.
 func TestStopUnderLoad(t *testing.T) {
 	w := newWorld(t)
-	st := w.sealed()
-	key := w.key()
+	st := w.Sealed()
+	key := w.Key()
 	const gap, words = 100 * time.Millisecond, 30
-	slow := w.provider("slow", fake.Options{Keys: []string{key}, Gap: gap, Words: words})
-	p := w.provider("openai", fake.Options{Keys: []string{key}})
-	st.put("openai", key)
-	c := w.config(st, p)
-	c.providers = append(c.providers, slow.entry(", key: openai"))
-	a := w.start(c)
-	trust := read(t, w.path("ca/ca.pem"))
-	l := startLoad(t, rate, w.ways(a, p)...)
+	slow := w.Provider("slow", fake.Options{Keys: []string{key}, Gap: gap, Words: words})
+	p := w.Provider("openai", fake.Options{Keys: []string{key}})
+	st.Put("openai", key)
+	c := w.Config(st, p)
+	c.Providers = append(c.Providers, slow.Entry(", key: openai"))
+	a := w.Start(c)
+	trust := e2etest.Read(t, w.Path("ca/ca.pem"))
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
 	streams := []*openStream{
-		w.stream(w.client(nil), a.URL("/slow/v1/chat/completions")),
-		w.stream(w.client(w.through(a, trust)), "https://"+slow.host+"/v1/chat/completions"),
+		w.stream(w.Client(nil), a.URL("/slow/v1/chat/completions")),
+		w.stream(w.Client(w.Through(a, trust)), "https://"+slow.Host+"/v1/chat/completions"),
 	}
-	l.more(500 * time.Millisecond)
+	l.More(500 * time.Millisecond)
 
 	a.Signal(syscall.SIGTERM)
 	told := time.Now()
@@ -48,7 +49,7 @@ func TestStopUnderLoad(t *testing.T) {
 		}
 		return err != nil
 	})
-	if !running(a) {
+	if !e2etest.Running(a) {
 		t.Error("the agent ended before its streams did")
 	}
 	for _, s := range streams {
@@ -56,7 +57,7 @@ func TestStopUnderLoad(t *testing.T) {
 			t.Errorf("a stream that was open at SIGTERM: %v", err)
 		}
 	}
-	await(t, a.Done(), 20*time.Second, "the agent has ended")
+	e2etest.Await(t, a.Done(), 20*time.Second, "the agent has ended")
 	took := time.Since(told)
 	if a.ExitErr() != nil {
 		t.Errorf("the agent ended with %v", a.ExitErr())
@@ -68,10 +69,10 @@ func TestStopUnderLoad(t *testing.T) {
 
 	// A request may meet the closing of its connection, and then it got nothing at
 	// all. An answer that is wrong or cut short is never right.
-	failed := l.report()
+	failed := l.Report()
 	for _, f := range failed {
-		if f.answered() || f.ended.Before(told) {
-			t.Errorf("%s, begun %.3f s after SIGTERM: %v", f.way, f.began.Sub(told).Seconds(), f.err)
+		if f.Answered() || f.Ended.Before(told) {
+			t.Errorf("%s, begun %.3f s after SIGTERM: %v", f.Way, f.Began.Sub(told).Seconds(), f.Err)
 		}
 	}
 	taken := 0
@@ -83,7 +84,7 @@ func TestStopUnderLoad(t *testing.T) {
 			}
 		}
 	}
-	answered := int(l.total()) - len(failed) + len(streams)
+	answered := int(l.Total()) - len(failed) + len(streams)
 	t.Logf("%d requests were taken and %d answered; %d, after SIGTERM, were not taken", taken, answered, len(failed))
 	if taken != answered {
 		t.Errorf("%d requests were taken, and %d answered", taken, answered)
@@ -93,7 +94,7 @@ func TestStopUnderLoad(t *testing.T) {
 	if last := entries[len(entries)-1]; last.Event.Event != "agent.stopped" || last.Outcome != "ok" {
 		t.Errorf("the record ends with %s, %s", last.Event.Event, last.Outcome)
 	}
-	out, said, code := agenttest.Run(t, w.dir, "", "audit", "verify", w.path("audit.jsonl"))
+	out, said, code := agenttest.Run(t, w.Dir, "", "audit", "verify", w.Path("audit.jsonl"))
 	if code != 0 {
 		t.Errorf("audit verify: exit code %d\n%s%s", code, out, said)
 	}
@@ -112,12 +113,12 @@ type openStream struct {
 
 // stream opens one and waits for its first event.
 func (w *world) stream(client *http.Client, url string) *openStream {
-	w.t.Helper()
+	w.T.Helper()
 	s, err := openChat(client, url)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
-	w.t.Cleanup(s.close)
+	w.T.Cleanup(s.close)
 	return s
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 // Every file that the agent and `keys add` open for writing, and every byte
@@ -33,9 +34,9 @@ func TestNoFileHoldsTheKey(t *testing.T) {
 		return
 	}
 	w := newWorld(t)
-	key, next := w.key(), w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{key, next}})
-	st := w.sealed()
+	key, next := w.Key(), w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{key, next}})
+	st := w.Sealed()
 	h := newHunt(key, next)
 	traces := t.TempDir()
 	traced := func(what string) (prefix []string, file string) {
@@ -45,34 +46,34 @@ func TestNoFileHoldsTheKey(t *testing.T) {
 	var calls []call
 	add := func(what, key string) {
 		prefix, file := traced(what)
-		args := append(prefix[1:], agenttest.Binary(t), "keys", "add", "openai", "-c", st.file)
+		args := append(prefix[1:], agenttest.Binary(t), "keys", "add", "openai", "-c", st.File)
 		cmd := exec.Command(prefix[0], args...)
-		cmd.Env, cmd.Stdin = agenttest.Env(w.dir), strings.NewReader(key+"\n")
+		cmd.Env, cmd.Stdin = agenttest.Env(w.Dir), strings.NewReader(key+"\n")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("keys add under strace: %v\n%s", err, out)
 		}
 		calls = append(calls, readTrace(t, file)...)
 	}
 	add("first", key)
-	c := w.config(st, p)
-	c.more = "log: {level: debug}"
-	c.rotation = "{grace: 2s}"
+	c := w.Config(st, p)
+	c.More = "log: {level: debug}"
+	c.Rotation = "{grace: 2s}"
 	prefix, file := traced("agent")
-	a := agenttest.StartUnder(t, prefix, w.dir, c.yaml())
+	a := agenttest.StartUnder(t, prefix, w.Dir, c.YAML())
 	pid := child(t, a.PID())
 	a.Ready(t)
 	ask := func() {
-		for _, y := range w.ways(a, p) {
-			y.must(t)
+		for _, y := range w.Ways(a, p) {
+			y.Must(t)
 		}
 	}
 	ask()
 	add("second", next)
-	agenttest.Eventually(t, 30*time.Second, "the old version is out of use", func() bool { return version(t, a, "openai", 1).State == "retired" })
+	agenttest.Eventually(t, 30*time.Second, "the old version is out of use", func() bool { return e2etest.Version(t, a, "openai", 1).State == "retired" })
 	ask()
 	h.process(t, "the agent", pid)
 	syscall.Kill(pid, syscall.SIGTERM)
-	await(t, a.Done(), 40*time.Second, "the agent's end")
+	e2etest.Await(t, a.Done(), 40*time.Second, "the agent's end")
 	calls = append(calls, readTrace(t, file)...)
 
 	changed := map[string]bool{}
@@ -87,13 +88,13 @@ func TestNoFileHoldsTheKey(t *testing.T) {
 	}
 	for _, want := range []string{"postern.sealed", "postern.key", "audit.jsonl", "ca/ca.pem"} {
 		if !slices.ContainsFunc(calls, func(c call) bool {
-			return slices.ContainsFunc(c.changes, func(p string) bool { return strings.HasPrefix(p, w.path(want)) })
+			return slices.ContainsFunc(c.changes, func(p string) bool { return strings.HasPrefix(p, w.Path(want)) })
 		}) {
 			t.Errorf("the trace does not show that %s was written: %v", want, changed)
 		}
 	}
 	t.Logf("%d calls, %d files opened for writing", len(calls), len(changed))
-	h.files(t, w.dir)
+	h.files(t, w.Dir)
 	h.report(t)
 }
 
@@ -103,7 +104,7 @@ func (w *world) configured(path string) bool {
 	if path == os.DevNull {
 		return true
 	}
-	at, err := filepath.Rel(w.dir, path)
+	at, err := filepath.Rel(w.Dir, path)
 	if err != nil {
 		return false
 	}
@@ -126,22 +127,22 @@ func TestTheTraceShowsAWrite(t *testing.T) {
 	}
 	w := newWorld(t)
 	key := w.gnarly()
-	w.secrets = nil // it is written on purpose
-	cmd := exec.Command(strace, "-f", "-qq", "-y", "-xx", "-s", "65535", "-e", "trace=%file,write", "-o", w.path("trace"), "sh", "-c", `printf %s "$KEY" >leak; mv leak moved`)
-	cmd.Dir, cmd.Env = w.dir, agenttest.Env(w.dir, "KEY="+key)
+	w.Secrets = nil // it is written on purpose
+	cmd := exec.Command(strace, "-f", "-qq", "-y", "-xx", "-s", "65535", "-e", "trace=%file,write", "-o", w.Path("trace"), "sh", "-c", `printf %s "$KEY" >leak; mv leak moved`)
+	cmd.Dir, cmd.Env = w.Dir, agenttest.Env(w.Dir, "KEY="+key)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	h := newHunt(key)
 	var changed []string
-	for _, c := range readTrace(t, w.path("trace")) {
+	for _, c := range readTrace(t, w.Path("trace")) {
 		h.look(c.name, c.text)
 		changed = append(changed, c.changes...)
 	}
 	if !h.has("write: raw") {
 		t.Errorf("the write is not found: %q", h.found)
 	}
-	for _, path := range []string{w.path("leak"), w.path("moved")} {
+	for _, path := range []string{w.Path("leak"), w.Path("moved")} {
 		if !slices.Contains(changed, path) || w.configured(path) {
 			t.Errorf("%s: not among %q, or allowed", path, changed)
 		}
@@ -175,7 +176,7 @@ func tracer() (string, error) {
 // child is the one child of a process.
 func child(t *testing.T, pid int) int {
 	t.Helper()
-	n, err := strconv.Atoi(strings.TrimSpace(string(read(t, fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)))))
+	n, err := strconv.Atoi(strings.TrimSpace(string(e2etest.Read(t, fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)))))
 	if err != nil {
 		t.Fatalf("the tracer's child: %v", err)
 	}

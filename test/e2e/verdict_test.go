@@ -12,6 +12,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/sync"
+	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
 const models = "/v1/models" // what the probe asks for
@@ -21,20 +22,20 @@ const models = "/v1/models" // what the probe asks for
 func TestDeadKeyIsNeverPromoted(t *testing.T) {
 	t.Parallel()
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		good, dead := w.key(), w.key()
-		p := w.provider("openai", fake.Options{Keys: []string{good}})
+		good, dead := w.Key(), w.Key()
+		p := w.Provider("openai", fake.Options{Keys: []string{good}})
 		p.Revoke(dead) // so that the provider counts its requests
-		n := st.put("openai", good)
-		c := w.config(st, p)
-		a := w.start(c)
-		l := startLoad(t, light, w.ways(a, p)...)
+		n := st.Put("openai", good)
+		c := w.Config(st, p)
+		a := w.Start(c)
+		l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 
-		st.put("openai", dead)
+		st.Put("openai", dead)
 		agenttest.Eventually(t, 20*time.Second, "the dead version is rejected", func() bool {
-			return version(t, a, "openai", n+1).State == "rejected"
+			return e2etest.Version(t, a, "openai", n+1).State == "rejected"
 		})
-		l.more(2 * time.Second)
-		if v := version(t, a, "openai", n); v.State != "active" || v.Weight != 100 {
+		l.More(2 * time.Second)
+		if v := e2etest.Version(t, a, "openai", n); v.State != "active" || v.Weight != 100 {
 			t.Errorf("the good version is %s at %d %%", v.State, v.Weight)
 		}
 		if c := p.Counts(dead); c.Requests != 1 || c.Unauthorized != 1 {
@@ -48,18 +49,18 @@ func TestDeadKeyIsNeverPromoted(t *testing.T) {
 				t.Errorf("the audit record has %s, %s, of version %d", e.Event.Event, e.Outcome, e.Version)
 			}
 		}
-		out, said, code := agenttest.Run(t, w.dir, "", "status", "-c", w.operator(c, a))
+		out, said, code := agenttest.Run(t, w.Dir, "", "status", "-c", w.Operator(c, a))
 		if code != 0 || !strings.Contains(out, "rejected") || !strings.Contains(out, "status 401") {
 			t.Errorf("postern status, exit code %d, does not show the version rejected with the reason:\n%s%s", code, out, said)
 		}
 
 		// What was a typing error is mended by the next version.
-		next := w.key()
+		next := w.Key()
 		p.Allow(next)
 		first := p.FirstUse(next)
-		st.put("openai", next)
-		await(t, first, 20*time.Second, "a request with the version after the dead one")
-		l.end()
+		st.Put("openai", next)
+		e2etest.Await(t, first, 20*time.Second, "a request with the version after the dead one")
+		l.End()
 	})
 }
 
@@ -76,36 +77,36 @@ func TestUnknownVerdictWaitsForTheProvider(t *testing.T) {
 		return true
 	}
 	w := newWorld(t)
-	st := w.sealed()
-	old, next := w.key(), w.key()
-	p := w.provider("openai", fake.Options{Keys: []string{old, next}, Intercept: probes})
+	st := w.Sealed()
+	old, next := w.Key(), w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{old, next}, Intercept: probes})
 
 	// Nothing else is usable: better this one than none.
 	down.Store(true)
-	st.put("openai", old)
-	a := w.start(w.config(st, p))
-	if v := version(t, a, "openai", 1); v.State != "active" {
+	st.Put("openai", old)
+	a := w.Start(w.Config(st, p))
+	if v := e2etest.Version(t, a, "openai", 1); v.State != "active" {
 		t.Fatalf("the only version is %q", v.State)
 	}
-	l := startLoad(t, light, w.ways(a, p)...)
+	l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 
-	st.put("openai", next)
+	st.Put("openai", next)
 	agenttest.Eventually(t, 10*time.Second, "the probe was tried", func() bool {
 		return a.Metric(t, `postern_key_probes_total{key="openai",verdict="unknown"}`) >= 2
 	})
 	agenttest.Eventually(t, 20*time.Second, "the probe was tried again", func() bool {
 		return a.Metric(t, `postern_key_probes_total{key="openai",verdict="unknown"}`) >= 3
 	})
-	if v := version(t, a, "openai", 2); v.State != "pending" || v.Weight != 0 || p.Counts(next).OK > 0 {
+	if v := e2etest.Version(t, a, "openai", 2); v.State != "pending" || v.Weight != 0 || p.Counts(next).OK > 0 {
 		t.Errorf("the version with an unknown verdict is %s at %d %%, and carried %d requests", v.State, v.Weight, p.Counts(next).OK)
 	}
 
 	first := p.FirstUse(next)
 	down.Store(false)
 	works := time.Now()
-	took := await(t, first, 30*time.Second, "a request with the version once the probe works").Sub(works)
+	took := e2etest.Await(t, first, 30*time.Second, "a request with the version once the probe works").Sub(works)
 	t.Logf("promoted %.1f s after the provider answered probes again", took.Seconds())
-	l.end()
+	l.End()
 }
 
 // A version passes the probe and is refused all the same. Every request that it
@@ -113,8 +114,8 @@ func TestUnknownVerdictWaitsForTheProvider(t *testing.T) {
 // agents, and goes back.
 func TestBadVersionIsHaltedAndRescued(t *testing.T) {
 	w := newWorld(t)
-	st := w.vault(vaulttest.Options{})
-	good, bad := w.key(), w.key()
+	st := w.Vault(vaulttest.Options{})
+	good, bad := w.Key(), w.Key()
 	refused := func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Path == models || r.Header.Get("Authorization") != "Bearer "+bad {
 			return false
@@ -124,32 +125,32 @@ func TestBadVersionIsHaltedAndRescued(t *testing.T) {
 		rw.Write([]byte(`{"error":{"message":"Incorrect API key provided.","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}`))
 		return true
 	}
-	p := w.provider("openai", fake.Options{Keys: []string{good, bad}, Intercept: refused})
-	n := st.put("openai", good)
-	c := w.config(st, p)
-	c.rotation = "{grace: 60s}"
-	a := w.start(c)
-	l := startLoad(t, rate, w.ways(a, p)...)
-	l.more(500 * time.Millisecond)
+	p := w.Provider("openai", fake.Options{Keys: []string{good, bad}, Intercept: refused})
+	n := st.Put("openai", good)
+	c := w.Config(st, p)
+	c.Rotation = "{grace: 60s}"
+	a := w.Start(c)
+	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l.More(500 * time.Millisecond)
 
-	st.put("openai", bad)
+	st.Put("openai", bad)
 	wrote := time.Now()
 	agenttest.Eventually(t, 20*time.Second, "the bad version is rejected", func() bool {
-		return version(t, a, "openai", n+1).State == "rejected"
+		return e2etest.Version(t, a, "openai", n+1).State == "rejected"
 	})
 	halted := time.Since(wrote)
 	rescued := a.Metric(t, `postern_retries_rescued_total{provider="openai"}`)
-	if v := version(t, a, "openai", n); v.State != "active" || v.Weight != 100 {
+	if v := e2etest.Version(t, a, "openai", n); v.State != "active" || v.Weight != 100 {
 		t.Errorf("the good version is %s at %d %%", v.State, v.Weight)
 	}
-	halt := "secret/data/postern/halts/staging/" + proxyID + "/openai-2"
+	halt := "secret/data/postern/halts/staging/" + e2etest.ProxyID + "/openai-2"
 	agenttest.Eventually(t, 10*time.Second, "the halt is in Vault", func() bool {
 		status, _, err := st.Try(context.Background(), st.RootToken, "GET", halt, nil)
 		return err == nil && status == 200
 	})
 	entry, _ := st.Do("GET", halt, nil)["data"].(map[string]any)
-	l.more(span(2*time.Second, 30*time.Second))
-	l.end()
+	l.More(e2etest.Span(2*time.Second, 30*time.Second))
+	l.End()
 	t.Logf("halted %.1f s after the write; %.0f requests rescued; in Vault: served %v, failed %v, %v", halted.Seconds(), rescued, entry["served"], entry["failed"], entry["reason"])
 	if rescued < 5 {
 		t.Errorf("only %v requests were rescued: the bad version cannot have been tried", rescued)
@@ -169,11 +170,11 @@ func TestBadVersionIsHaltedAndRescued(t *testing.T) {
 
 	// An agent that starts now believes the halt.
 	second := newWorld(t)
-	second.secrets = w.secrets
-	write(t, second.path("secret-id"), string(read(t, w.path("secret-id"))))
-	b := second.start(c)
-	second.ways(b, p)[0].must(t)
-	if v := version(t, b, "openai", n+1); v.State == "active" || v.Weight > 0 {
+	second.Secrets = w.Secrets
+	e2etest.Write(t, second.Path("secret-id"), string(e2etest.Read(t, w.Path("secret-id"))))
+	b := second.Start(c)
+	second.Ways(b, p)[0].Must(t)
+	if v := e2etest.Version(t, b, "openai", n+1); v.State == "active" || v.Weight > 0 {
 		t.Errorf("a second agent uses the halted version: %+v", v)
 	}
 }
