@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/postern-proxy/postern/agent/proxy/h1"
@@ -18,6 +19,25 @@ type listener struct {
 	net.Listener
 	s    *Server
 	uids []int
+	most int64 // connections at a time
+}
+
+// mostConns is how many connections clients may hold where a process may have
+// so many files: each may need another one to its provider, and what is left
+// is the store's, the record's and the admin listener's. Without that, clients
+// that merely connect could keep everybody's requests from their provider.
+func mostConns(files uint64) int64 {
+	const others = 64
+	return max(min(maxConns, (int64(min(files, 1<<32))-others)/2), 16)
+}
+
+// openFiles is how many files this process may have; Go has raised it as far as it goes.
+func openFiles() uint64 {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return 4 * maxConns
+	}
+	return uint64(l.Cur)
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -34,7 +54,7 @@ func (l *listener) Accept() (net.Conn, error) {
 				continue
 			}
 		}
-		if l.s.conns.count.Add(1) > maxConns {
+		if l.s.conns.count.Add(1) > l.most {
 			l.s.conns.count.Add(-1)
 			l.s.Metrics.refusedConns.WithLabelValues("cap").Inc()
 			c.Close()

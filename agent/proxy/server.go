@@ -28,7 +28,7 @@ import (
 const (
 	headTimeout = 10 * time.Second
 	idleTimeout = 2 * time.Minute
-	maxConns    = 16384
+	maxConns    = 16384 // fewer where the limit of files is low
 	// lull is how long idle connections outlive the decision to shut down.
 	lull = 500 * time.Millisecond
 	// tunnelIdle ends a tunnel on which nothing moved, in either direction, for this long.
@@ -94,7 +94,7 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 		self = "*" // bound to every address: each connection's own local address counts
 	}
 	s.self.Store(&self)
-	l := &listener{Listener: ln, s: s, uids: uids}
+	l := &listener{Listener: ln, s: s, uids: uids, most: mostConns(openFiles())}
 	if !s.conns.open(l) {
 		return nil
 	}
