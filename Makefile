@@ -1,11 +1,11 @@
-# `make test` is everything but the long ones: soak, fuzz, framing at full length and bench are targets of their own.
+# `make test` is everything but the long ones: soak, fuzz, faults and framing at full length and bench are targets of their own.
 GO      ?= go
 VERSION ?= dev
 FUZZTIME ?= 60s
 FRAMING ?= 5000
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: build test lint wall framing soak bench fuzz image tools cluster clean
+.PHONY: build test lint wall framing soak faults bench fuzz image tools cluster clean
 
 build: ## the agent and command line, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
@@ -23,8 +23,11 @@ wall: ## hostile clients and upstreams against the built binary, in a network na
 framing: ## requests and answers, malformed and borderline, read by the agent and by real peers: FRAMING for each peer; SEED repeats a run
 	$(GO) test -count=1 -timeout 60m -v ./test/framing -requests $(FRAMING) -answers $(FRAMING) $(if $(SEED),-seed $(SEED))
 
-soak: ## the stories of test/e2e at full length: a minute of load and five rotations, a minute without Vault
-	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v ./test/e2e/...
+soak: ## the stories of test/e2e at full length, or one of them: RUN=TestSoak is ten minutes of load with a rotation every half minute
+	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '$(RUN)' ./test/e2e
+
+faults: ## Vault, providers, clients and the machine fail under load, at full length; ends with a table
+	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '$(RUN)' ./test/e2e/faults
 
 bench: ## ratios against nginx, haproxy, a bare ReverseProxy and a bare goproxy, in one run
 	$(GO) run ./test/bench

@@ -68,7 +68,7 @@ func parts() []part {
 		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools", "helm", "vault"}}, // of a cluster only what a test asks for is built
 		{name: "race detector", need: func() string { return race }},
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...")},
-		{name: "end to end", cmd: append(slices.Clone(outside), "./test/e2e/...")},
+		{name: "end to end", cmd: append(slices.Clone(outside), "-p=1", "./test/e2e/...")}, // one package at a time: each loads the machine
 		{name: "wall", cmd: append(slices.Clone(outside), "./test/wall/...")},
 		{name: "framing", cmd: append(slices.Clone(outside), "./test/framing/...")},
 		{name: "documents", cmd: append(slices.Clone(outside), "./test/docs/...")},

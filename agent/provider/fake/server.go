@@ -141,6 +141,12 @@ func (s *Server) Close() error {
 	return err
 }
 
+// CloseIdle closes the connections on which nothing happens.
+func (s *Server) CloseIdle() {
+	s.http.SetKeepAlivesEnabled(false)
+	s.http.SetKeepAlivesEnabled(true)
+}
+
 // Addr is the listener's IP:port.
 func (s *Server) Addr() string { return s.addr }
 
