@@ -19,38 +19,10 @@ import (
 // Debian packages are installed where this process is root and lacks them. The
 // functions return the command line that a client's cases are appended to.
 
-// nodeModules is the folder of the npm packages that node/package-lock.json pins.
-var nodeModules = sync.OnceValues(func() (string, error) {
-	npm, err := exec.LookPath("npm")
-	if err != nil {
-		return "", errors.New("npm is not installed")
-	}
-	locked, err := os.ReadFile("node/package-lock.json")
-	if err != nil {
-		return "", err
-	}
-	manifest, err := os.ReadFile("node/package.json")
-	if err != nil {
-		return "", err
-	}
-	dir, err := tools.Cached("npm-sdks", tools.Key(locked, manifest), func(dir string) error {
-		if err := os.WriteFile(filepath.Join(dir, "package.json"), manifest, 0o644); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, "package-lock.json"), locked, 0o644); err != nil {
-			return err
-		}
-		cmd := exec.Command(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
-		cmd.Dir = dir
-		return run(cmd)
-	})
-	return filepath.Join(dir, "node_modules"), err
-})
-
 // nodeScripts is a folder with the cases beside the packages they import: ES
 // modules find packages by their own place only.
 var nodeScripts = sync.OnceValues(func() (string, error) {
-	modules, err := nodeModules()
+	modules, err := tools.NodeModules()
 	if err != nil {
 		return "", err
 	}
@@ -68,7 +40,7 @@ func systemNode() ([]string, error) { return nodeRun("node", 20) }
 // proxyNode runs the cases by a Node that heeds proxy variables, as 24 is the
 // first to: the pinned one, or the machine's own where npm has none for the platform.
 func proxyNode() ([]string, error) {
-	modules, err := nodeModules()
+	modules, err := tools.NodeModules()
 	if err != nil {
 		return nil, err
 	}
