@@ -345,7 +345,7 @@ func (a *Agent) serveProxy(c *config.Config) {
 
 func (a *Agent) serveAdmin() {
 	a.admin = admin.NewServer(admin.Options{
-		Ready: a.Ready, Stale: a.stale, Registry: a.registry, CAPEM: a.ca.PEM, Status: func() any { return a.Status() }, Scrub: a.known.Text, Logger: a.log,
+		Ready: a.Ready, Why: a.reason, Stale: a.stale, Registry: a.registry, CAPEM: a.ca.PEM, Status: func() any { return a.Status() }, Scrub: a.known.Text, Logger: a.log,
 	})
 	done := make(chan struct{})
 	go func() {

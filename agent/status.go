@@ -86,6 +86,12 @@ func (a *Agent) why(name string) (reason string, passing bool) {
 	return k.loop.Status().Reason(), k.loop.Loading()
 }
 
+// reason is why's sentence alone.
+func (a *Agent) reason(name string) string {
+	reason, _ := a.why(name)
+	return reason
+}
+
 // ownListeners knows the addresses that the agent listens on, so that nobody
 // can make it connect to itself.
 type ownListeners struct {

@@ -30,11 +30,15 @@ const (
 	maxScrapes = 4 // at once
 )
 
-// Options are where the answers come from. All but Stale and Scrub are required.
+// Options are where the answers come from. All but Why, Stale and Scrub are required.
 // The functions may be called concurrently and must not wait for the store.
 type Options struct {
 	// Ready reports whether every required key was loaded, and names those that were not.
 	Ready func() (ready bool, waiting []string)
+	// Why says in a sentence, the same one while nothing changes, why a key that
+	// Ready names cannot be loaded; "" where there is no more to say. A probe's
+	// output is an Event of the pod, so this is what `kubectl describe` shows.
+	Why func(key string) string
 	// Stale names the keys that are served from memory with the store out of
 	// reach. They do not make the agent unready. Nil means none.
 	Stale    func() []string
@@ -118,7 +122,7 @@ func (o Options) readyz(w http.ResponseWriter, r *http.Request) {
 	case !a.Ready:
 		kind = problemType
 		a.Type, a.Title, a.Status = "about:blank", "not ready", http.StatusServiceUnavailable
-		a.Detail = "waiting for keys: " + strings.Join(a.Waiting, ", ")
+		a.Detail = o.waitingFor(a.Waiting)
 	case len(a.Stale) > 0:
 		a.Detail = "ok, though the store is out of reach; served from memory: " + strings.Join(a.Stale, ", ")
 	}
@@ -131,6 +135,22 @@ func (o Options) readyz(w http.ResponseWriter, r *http.Request) {
 		panic(err) // strings, an integer and a boolean
 	}
 	write(w, a.Status, kind, append(o.Scrub(b), '\n'))
+}
+
+// waitingFor names the keys that are missing and, where that is known, why.
+func (o Options) waitingFor(keys []string) string {
+	text := "waiting for keys: " + strings.Join(keys, ", ")
+	if o.Why == nil {
+		return text
+	}
+	told := map[string]bool{} // one store's trouble is often that of all keys
+	for _, key := range keys {
+		if why := o.Why(key); why != "" && !told[why] {
+			told[why] = true
+			text += "; " + key + ": " + why
+		}
+	}
+	return text
 }
 
 func (o Options) caPEM(w http.ResponseWriter, _ *http.Request) {

@@ -104,22 +104,27 @@ func TestReadiness(t *testing.T) {
 	o := options()
 	var ready bool
 	var waiting, stale []string
+	var why map[string]string
 	o.Ready = func() (bool, []string) { return ready, waiting }
 	o.Stale = func() []string { return stale }
+	o.Why = func(key string) string { return why[key] }
 	h := Handler(o)
 	for _, c := range []struct {
 		name           string
 		ready          bool
 		waiting, stale []string
+		why            map[string]string
 		status         int
 		text           string
 	}{
-		{"waiting", false, []string{"openai", "azure"}, nil, 503, "waiting for keys: openai, azure\n"},
-		{"ready", true, nil, nil, 200, "ok\n"},
-		{"ready, store away", true, nil, []string{"openai"}, 200, "ok, though the store is out of reach; served from memory: openai\n"},
-		{"waiting, store away", false, []string{"azure"}, []string{"openai"}, 503, "waiting for keys: azure\n"},
+		{"waiting", false, []string{"openai", "azure"}, nil, nil, 503, "waiting for keys: openai, azure\n"},
+		{"waiting, and why", false, []string{"openai", "azure"}, nil, map[string]string{"azure": "none is stored"}, 503, "waiting for keys: openai, azure; azure: none is stored\n"},
+		{"waiting, all for one reason", false, []string{"openai", "azure"}, nil, map[string]string{"openai": "no role", "azure": "no role"}, 503, "waiting for keys: openai, azure; openai: no role\n"},
+		{"ready", true, nil, nil, nil, 200, "ok\n"},
+		{"ready, store away", true, nil, []string{"openai"}, nil, 200, "ok, though the store is out of reach; served from memory: openai\n"},
+		{"waiting, store away", false, []string{"azure"}, []string{"openai"}, nil, 503, "waiting for keys: azure\n"},
 	} {
-		ready, waiting, stale = c.ready, c.waiting, c.stale
+		ready, waiting, stale, why = c.ready, c.waiting, c.stale, c.why
 		w := ask(h, "GET", "/readyz")
 		if w.Code != c.status || w.Body.String() != c.text {
 			t.Errorf("%s: %d %q", c.name, w.Code, w.Body)
