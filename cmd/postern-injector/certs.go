@@ -39,8 +39,11 @@ type certs struct {
 const interval = 5 * time.Second
 
 func newCerts(o options, k *kube, log *slog.Logger, m *metrics) *certs {
-	host := o.service + "." + o.namespace
-	return &certs{o: o, kube: k, log: log, metrics: m, now: time.Now, names: []string{host + ".svc", host, host + ".svc.cluster.local"}}
+	c := &certs{o: o, kube: k, log: log, metrics: m, now: time.Now}
+	for _, service := range o.services {
+		c.names = append(c.names, service+"."+o.namespace+".svc") // what the API server asks for
+	}
+	return c
 }
 
 // certificate is what is served at the moment.

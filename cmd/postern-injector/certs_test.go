@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-var testOptions = options{service: "postern-injector", namespace: "postern", certSecret: "certs", configuration: "postern-injector"}
+var testOptions = options{services: []string{"postern-injector-0", "postern-injector-1"}, namespace: "postern", certSecret: "certs", configuration: "postern-injector"}
 
 func replica(k *kube, now *time.Time) *certs {
 	c := newCerts(testOptions, k, quiet(), newMetrics())
@@ -28,7 +28,7 @@ func trusts(t *testing.T, bundle []byte, c *certs, now time.Time) bool {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(bundle)
-	_, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "postern-injector.postern.svc", CurrentTime: now})
+	_, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: "postern-injector-1.postern.svc", CurrentTime: now})
 	return err == nil
 }
 
@@ -45,7 +45,7 @@ func TestCertificatesRollWithoutAGap(t *testing.T) {
 	}
 	tick(one)
 	tick(two)
-	late := api.bundles["pods.postern.dev"]
+	late := api.bundles["pods-0.postern.dev"]
 	cas, leaves := map[string]bool{}, map[string]bool{}
 	for step := 0; now.Year() < 2032; step++ {
 		for range 6 { // after each long pause a few short ones, in which the steps happen
@@ -61,7 +61,7 @@ func TestCertificatesRollWithoutAGap(t *testing.T) {
 				t.Fatalf("%v: a replica serves what an API server does not trust", now)
 			}
 			tick(one)
-			late = api.bundles["pods.postern.dev"]
+			late = api.bundles["pods-0.postern.dev"]
 		}
 		p := parsePKI(api.secret.Data)
 		cas[p.ca.cert.SerialNumber.String()], leaves[p.leaf.cert.SerialNumber.String()] = true, true
@@ -90,7 +90,7 @@ func TestAReplicaServesOnlyWhatIsPublished(t *testing.T) {
 		t.Error("ready although no webhook trusts it")
 	}
 	api.mu.Lock()
-	api.bundles = map[string][]byte{"pods.postern.dev": nil}
+	api.bundles = map[string][]byte{"pods-0.postern.dev": nil}
 	api.mu.Unlock()
 	if err := c.tick(context.Background()); err != nil || c.notReady(now) != "" {
 		t.Errorf("%v, %s", err, c.notReady(now))
@@ -124,11 +124,36 @@ func TestARaceForTheSecretIsSettled(t *testing.T) {
 	}
 }
 
+// More replicas have more Services: the certificate names them all, and replicas of before go on with it.
+func TestAServiceMoreIsNamedAtOnce(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Now()
+	old := replica(k, &now)
+	if err := old.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	more := replica(k, &now)
+	more.names = append(more.names, "postern-injector-2.postern.svc")
+	for range 2 {
+		for _, c := range []*certs{more, old} {
+			if err := c.tick(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if names := old.serving.Load().Leaf.DNSNames; len(names) != 3 || !trusts(t, api.bundles["pods-1.postern.dev"], old, now) {
+		t.Errorf("the certificate names %v", names)
+	}
+	if api.patches != 1 {
+		t.Errorf("the configuration was written %d times, although the CA is the same", api.patches)
+	}
+}
+
 // A Secret without data is what the chart renders; rubbish and expired ones are made anew at once.
 func TestWhatIsOfNoUseIsReplaced(t *testing.T) {
 	old := time.Now().Add(-10 * 365 * 24 * time.Hour)
 	ca, _ := makeCA(old)
-	leaf, _ := makeLeaf(old, ca, []string{"postern-injector.postern.svc"})
+	leaf, _ := makeLeaf(old, ca, []string{"postern-injector-0.postern.svc"})
 	expired, err := pki{ca: ca, leaf: leaf, old: []*x509.Certificate{ca.cert}}.data()
 	if err != nil {
 		t.Fatal(err)
@@ -147,10 +172,10 @@ func TestWhatIsOfNoUseIsReplaced(t *testing.T) {
 		if err := c.tick(context.Background()); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !trusts(t, api.bundles["namespaces.postern.dev"], c, now) || c.notReady(now) != "" {
+		if !trusts(t, api.bundles["namespaces-1.postern.dev"], c, now) || c.notReady(now) != "" {
 			t.Errorf("%s: what is served is not trusted", name)
 		}
-		if n := countCerts(api.bundles["pods.postern.dev"]); n != 1 {
+		if n := countCerts(api.bundles["pods-0.postern.dev"]); n != 1 {
 			t.Errorf("%s: %d CAs are trusted", name, n)
 		}
 	}

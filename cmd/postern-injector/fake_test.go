@@ -35,7 +35,7 @@ type apiserver struct {
 
 func newAPI(t *testing.T) (*apiserver, *kube) {
 	t.Helper()
-	a := &apiserver{version: "v1.36.3", namespaces: map[string]map[string]string{"shop": {"postern.dev/inject": "true"}, "plain": {}}, bundles: map[string][]byte{"pods.postern.dev": nil, "namespaces.postern.dev": nil}}
+	a := &apiserver{version: "v1.36.3", namespaces: map[string]map[string]string{"shop": {"postern.dev/inject": "true"}, "plain": {}}, bundles: map[string][]byte{"pods-0.postern.dev": nil, "namespaces-0.postern.dev": nil, "pods-1.postern.dev": nil, "namespaces-1.postern.dev": nil}}
 	s := httptest.NewServer(a)
 	t.Cleanup(s.Close)
 	return a, &kube{base: s.URL, http: s.Client(), token: func() (string, error) { return "token", nil }}

@@ -47,12 +47,12 @@ type usageError struct{ error }
 // options are the flags.
 type options struct {
 	listen, admin string
-	defaults      string // file of chart-wide defaults; "" for none
-	certDir       string // tls.crt and tls.key that somebody else keeps fresh; "" for our own
-	certSecret    string // where our own are kept; in the injector's namespace
-	configuration string // the MutatingWebhookConfiguration whose caBundle is ours to fill
-	service       string // the webhook's Service
-	namespace     string // the injector's own
+	defaults      string   // file of chart-wide defaults; "" for none
+	certDir       string   // tls.crt and tls.key that somebody else keeps fresh; "" for our own
+	certSecret    string   // where our own are kept; in the injector's namespace
+	configuration string   // the MutatingWebhookConfiguration whose caBundle is ours to fill
+	services      []string // the webhook's, one for each replica
+	namespace     string   // the injector's own
 	drain         time.Duration
 	watch         time.Duration
 	logLevel      slog.Level
@@ -68,7 +68,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.certDir, "cert-dir", "", "directory with tls.crt and tls.key, re-read when they change (cert-manager, or your own); without it the injector makes its own")
 	f.StringVar(&o.certSecret, "cert-secret", "postern-injector-certs", "Secret for the injector's own certificates, in its namespace")
 	f.StringVar(&o.configuration, "webhook", "postern-injector", "MutatingWebhookConfiguration whose caBundle is filled in; not with -cert-dir")
-	f.StringVar(&o.service, "service", "postern-injector", "Service of the webhook, for the certificate's names")
+	services := f.String("services", "postern-injector", "the webhook's Services with commas between, for the certificate's names")
 	f.StringVar(&o.namespace, "namespace", "", "namespace of the injector (default: that of its ServiceAccount)")
 	f.DurationVar(&o.drain, "drain", 8*time.Second, "how long reviews are still answered after SIGTERM")
 	f.DurationVar(&o.watch, "watch", 30*time.Second, "how often to look for pods that should have been injected and were not; 0: never")
@@ -82,6 +82,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	if f.NArg() > 0 {
 		return o, usageError{fmt.Errorf("takes no argument: %s", strings.Join(f.Args(), " "))}
 	}
+	o.services = strings.Split(*services, ",")
 	if o.drain < 0 || o.watch < 0 {
 		return o, usageError{errors.New("-drain and -watch must not be negative")}
 	}

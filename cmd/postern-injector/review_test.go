@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -369,8 +370,10 @@ func TestFlags(t *testing.T) {
 			t.Errorf("%v is taken", args)
 		}
 	}
-	if o, err := parse(nil, new(bytes.Buffer)); err != nil || o.service != "postern-injector" {
-		t.Errorf("%+v, %v", o, err)
+	for want, args := range map[string][]string{"postern-injector": nil, "a-0 a-1": {"-services", "a-0,a-1"}} {
+		if o, err := parse(args, new(bytes.Buffer)); err != nil || !slices.Equal(o.services, strings.Fields(want)) {
+			t.Errorf("%v: %+v, %v", args, o, err)
+		}
 	}
 }
 
@@ -413,9 +416,9 @@ func TestServe(t *testing.T) {
 	}
 	api.mu.Lock()
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(api.bundles["pods.postern.dev"])
+	roots.AppendCertsFromPEM(api.bundles["pods-0.postern.dev"])
 	api.mu.Unlock()
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "postern-injector.postern.svc"}, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "postern-injector-0.postern.svc"}, DisableKeepAlives: true}}
 	body, _ := json.Marshal(admissionv1.AdmissionReview{TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"}, Request: request(pod(nil), "shop")})
 	inject := func() error {
 		resp, err := client.Post("https://"+listener.Addr().String()+"/inject", asJSON, bytes.NewReader(body))

@@ -24,10 +24,10 @@ const configuration = "MutatingWebhookConfiguration/postern-injector-postern-sys
 // What the injector writes is rendered without a value: a re-apply takes nothing from it.
 func TestWhatTheInjectorFillsInIsNotRendered(t *testing.T) {
 	o := objects(t, template(t, "example")...)
-	if hooks, _ := o[configuration]["webhooks"].([]any); len(hooks) != 2 {
+	if hooks, _ := o[configuration]["webhooks"].([]any); len(hooks) != 4 {
 		t.Fatalf("%d webhooks", len(hooks))
 	}
-	for i := range 2 {
+	for i := range 4 {
 		h := at(o[configuration], "webhooks", i)
 		if client, _ := at(h, "clientConfig").(map[string]any); client == nil || client["caBundle"] != nil {
 			t.Errorf("webhook %d: %v", i, client)
@@ -41,8 +41,12 @@ func TestWhatTheInjectorFillsInIsNotRendered(t *testing.T) {
 			t.Errorf("webhook %d: rules %s", i, got)
 		}
 	}
-	if at(objects(t, template(t, "full")...)[configuration], "webhooks", 0, "failurePolicy") != "Fail" {
-		t.Error("failurePolicy is not the value's")
+	// Who is asked last decides: before, there is another one to ask.
+	full, want := objects(t, template(t, "full")...), []any{"Ignore", "Ignore", "Ignore", "Ignore", "Fail", "Fail"}
+	for i, want := range want {
+		if got := at(full[configuration], "webhooks", i, "failurePolicy"); got != want {
+			t.Errorf("webhook %d: failurePolicy %v, want %v", i, got, want)
+		}
 	}
 
 	own := objects(t, template(t, "existing")...)
@@ -55,45 +59,58 @@ func TestWhatTheInjectorFillsInIsNotRendered(t *testing.T) {
 	if at(hook, "metadata", "annotations", "cert-manager.io/inject-ca-from") != "postern-system/postern-injector" || at(hook, "webhooks", 0, "clientConfig", "caBundle") != nil || certificate == nil {
 		t.Errorf("with cert-manager: %v", hook)
 	}
-	volumes, _ := at(managed["Deployment/postern-injector"], "spec", "template", "spec", "volumes").([]any)
+	volumes, _ := at(managed["Deployment/postern-injector-0"], "spec", "template", "spec", "volumes").([]any)
 	if got := at(volumes, 1, "secret", "secretName"); got == nil || got != at(certificate, "spec", "secretName") {
 		t.Errorf("the injector mounts %v, cert-manager writes %v", got, at(certificate, "spec", "secretName"))
 	}
-	name := at(hook, "webhooks", 0, "clientConfig", "service", "name")
-	if at(certificate, "spec", "dnsNames", 0) != fmt.Sprintf("%v.postern-system.svc", name) || managed["Service/postern-injector"] == nil {
-		t.Errorf("the certificate is for %v", at(certificate, "spec", "dnsNames"))
+	for replica := range 2 {
+		name := at(hook, "webhooks", 2*replica, "clientConfig", "service", "name")
+		if at(certificate, "spec", "dnsNames", replica) != fmt.Sprintf("%v.postern-system.svc", name) || managed[fmt.Sprintf("Service/%v", name)] == nil {
+			t.Errorf("the certificate is for %v", at(certificate, "spec", "dnsNames"))
+		}
 	}
 }
 
-// Exactly one webhook is asked about a pod that a label selects, and none about any other.
+// Each replica is asked once about a pod that a label selects, and none about any
+// other; once a pod was given its agent, only the first, which follows up what
+// other webhooks do.
 func TestWhichPodsAreAskedAbout(t *testing.T) {
 	hooks, _ := objects(t, template(t, "example")...)[configuration]["webhooks"].([]any)
-	asked := func(namespace string, nsLabel, podLabel string) (n int) {
-		ns, pod := labels.Set{"kubernetes.io/metadata.name": namespace}, labels.Set{"app": "shop"}
+	asked := func(namespace string, nsLabel, podLabel string, more labels.Set) string {
+		ns, pod := labels.Set{"kubernetes.io/metadata.name": namespace}, labels.Merge(labels.Set{"app": "shop"}, more)
 		if nsLabel != "" {
 			ns[webhook.LabelInject] = nsLabel
 		}
 		if podLabel != "" {
 			pod[webhook.LabelInject] = podLabel
 		}
+		var services []string
 		for _, h := range hooks {
 			if selects(t, at(h, "namespaceSelector"), ns) && selects(t, at(h, "objectSelector"), pod) {
-				n++
+				services = append(services, strings.TrimPrefix(fmt.Sprint(at(h, "clientConfig", "service", "name")), "postern-injector-"))
 			}
 		}
-		return n
+		return strings.Join(services, " ")
 	}
+	injected := labels.Set{webhook.LabelInjected: "true"}
 	for _, c := range []struct {
 		namespace, nsLabel, podLabel string
-		want                         int
+		asks                         bool
 	}{
-		{"shop", "", "", 0}, {"shop", "true", "", 1}, {"shop", "", "true", 1}, {"shop", "true", "true", 1},
-		{"shop", "true", "false", 0}, {"shop", "false", "", 0}, {"shop", "false", "true", 1},
-		{"shop", "yes", "", 1}, {"shop", "", "yes", 1}, // refused with what is allowed
-		{"kube-system", "true", "true", 0}, {"kube-node-lease", "true", "", 0}, {"postern-system", "true", "true", 0},
+		{"shop", "", "", false}, {"shop", "true", "", true}, {"shop", "", "true", true}, {"shop", "true", "true", true},
+		{"shop", "true", "false", false}, {"shop", "false", "", false}, {"shop", "false", "true", true},
+		{"shop", "yes", "", true}, {"shop", "", "yes", true}, // refused with what is allowed
+		{"kube-system", "true", "true", false}, {"kube-node-lease", "true", "", false}, {"postern-system", "true", "true", false},
 	} {
-		if got := asked(c.namespace, c.nsLabel, c.podLabel); got != c.want {
-			t.Errorf("namespace %s %q, pod %q: %d webhooks are asked, want %d", c.namespace, c.nsLabel, c.podLabel, got, c.want)
+		want, after := "", ""
+		if c.asks {
+			want, after = "0 1", "0"
+		}
+		if got := asked(c.namespace, c.nsLabel, c.podLabel, nil); got != want {
+			t.Errorf("namespace %s %q, pod %q: asked are %q, want %q", c.namespace, c.nsLabel, c.podLabel, got, want)
+		}
+		if got := asked(c.namespace, c.nsLabel, c.podLabel, injected); got != after {
+			t.Errorf("namespace %s %q, injected pod %q: asked are %q, want %q", c.namespace, c.nsLabel, c.podLabel, got, after)
 		}
 	}
 }
@@ -171,7 +188,7 @@ func TestTheInjectorsFlagsAndSettings(t *testing.T) {
 	}
 	for _, set := range sets {
 		o := objects(t, template(t, set)...)
-		args, _ := at(o["Deployment/postern-injector"], "spec", "template", "spec", "containers", 0, "args").([]any)
+		args, _ := at(o["Deployment/postern-injector-1"], "spec", "template", "spec", "containers", 0, "args").([]any)
 		given := map[string]string{}
 		for _, a := range args {
 			name, value, _ := strings.Cut(fmt.Sprint(a), "=")
@@ -184,7 +201,15 @@ func TestTheInjectorsFlagsAndSettings(t *testing.T) {
 		if own == self || self && (o["Secret/"+given["-cert-secret"]] == nil || o["MutatingWebhookConfiguration/"+given["-webhook"]] == nil) {
 			t.Errorf("%s: %v", set, given)
 		}
-		if o["Service/"+given["-service"]] == nil || given["-namespace"] != "postern-system" {
+		for _, service := range strings.Split(given["-services"], ",") {
+			if o["Service/"+service] == nil || at(o["Service/"+service], "spec", "selector", "postern.dev/replica") != service {
+				t.Errorf("%s: the Service %s: %v", set, service, o["Service/"+service])
+			}
+			if got := at(o["Deployment/"+service], "spec", "template", "metadata", "labels", "postern.dev/replica"); got != service {
+				t.Errorf("%s: the Deployment %s makes pods of %v", set, service, got)
+			}
+		}
+		if given["-namespace"] != "postern-system" {
 			t.Errorf("%s: %v", set, given)
 		}
 		// The ports are those of -listen and -admin, which are left as they are.
@@ -193,7 +218,7 @@ func TestTheInjectorsFlagsAndSettings(t *testing.T) {
 				t.Errorf("%s is not :%v any more", flag, port)
 			}
 		}
-		if got := fmt.Sprint(at(o["Deployment/postern-injector"], "spec", "template", "spec", "containers", 0, "ports")); !strings.Contains(got, "8443") || !strings.Contains(got, "8080") {
+		if got := fmt.Sprint(at(o["Deployment/postern-injector-0"], "spec", "template", "spec", "containers", 0, "ports")); !strings.Contains(got, "8443") || !strings.Contains(got, "8080") {
 			t.Errorf("%s: ports %s", set, got)
 		}
 	}
@@ -202,7 +227,7 @@ func TestTheInjectorsFlagsAndSettings(t *testing.T) {
 // Other defaults make other pods of the injector, which reads them at its start.
 func TestNewDefaultsAreTaken(t *testing.T) {
 	sum := func(args ...string) any {
-		return at(objects(t, template(t, "full", args...)...)["Deployment/postern-injector"], "spec", "template", "metadata", "annotations", "checksum/defaults")
+		return at(objects(t, template(t, "full", args...)...)["Deployment/postern-injector-0"], "spec", "template", "metadata", "annotations", "checksum/defaults")
 	}
 	if a, b := sum(), sum("--set", "injection.mode=routes"); a == b || a == nil {
 		t.Errorf("%v and %v", a, b)

@@ -40,9 +40,9 @@ func TestWhatNeedsMoreIsOptIn(t *testing.T) {
 		kinds = append(kinds, name)
 	}
 	slices.Sort(kinds)
-	want := []string{"ClusterRole/postern-injector-postern-system", "ClusterRoleBinding/postern-injector-postern-system", "ConfigMap/postern-injector", "Deployment/postern-injector",
+	want := []string{"ClusterRole/postern-injector-postern-system", "ClusterRoleBinding/postern-injector-postern-system", "ConfigMap/postern-injector", "Deployment/postern-injector-0", "Deployment/postern-injector-1",
 		"MutatingWebhookConfiguration/postern-injector-postern-system", "NetworkPolicy/postern-injector", "Pod/postern-test", "PodDisruptionBudget/postern-injector", "Role/postern-injector",
-		"RoleBinding/postern-injector", "Secret/postern-injector-certs", "Service/postern-injector", "ServiceAccount/postern-injector"}
+		"RoleBinding/postern-injector", "Secret/postern-injector-certs", "Service/postern-injector-0", "Service/postern-injector-1", "ServiceAccount/postern-injector"}
 	if !slices.Equal(kinds, want) {
 		t.Errorf("rendered are\n%q\nwant\n%q", kinds, want)
 	}
@@ -189,30 +189,34 @@ func TestPodsAreRestricted(t *testing.T) {
 // What selects pods finds those of its own Deployment, by ports that these have, and they are never injected themselves.
 func TestSelectorsFindTheirPods(t *testing.T) {
 	o := objects(t, template(t, "full")...)
-	for _, which := range []string{"postern-injector", "postern-server"} {
-		labels, _ := at(o["Deployment/"+which], "spec", "template", "metadata", "labels").(map[string]any)
+	for which, replica := range map[string]string{"postern-injector": "postern-injector-2", "postern-server": "postern-server"} {
+		labels, _ := at(o["Deployment/"+replica], "spec", "template", "metadata", "labels").(map[string]any)
 		if labels["postern.dev/inject"] != "false" {
 			t.Errorf("%s may be injected: %v", which, labels)
 		}
 		ports := map[any]any{}
-		list, _ := at(o["Deployment/"+which], "spec", "template", "spec", "containers", 0, "ports").([]any)
+		list, _ := at(o["Deployment/"+replica], "spec", "template", "spec", "containers", 0, "ports").([]any)
 		for _, p := range list {
 			ports[at(p, "name")] = at(p, "containerPort")
 		}
 		for kind, steps := range map[string][]any{"Deployment": {"spec", "selector", "matchLabels"}, "Service": {"spec", "selector"}, "PodDisruptionBudget": {"spec", "selector", "matchLabels"},
 			"NetworkPolicy": {"spec", "podSelector", "matchLabels"}, "PodMonitor": {"spec", "selector", "matchLabels"}} {
-			selector, _ := at(o[kind+"/"+which], steps...).(map[string]any)
+			name := kind + "/" + which
+			if kind == "Deployment" || kind == "Service" {
+				name = kind + "/" + replica
+			}
+			selector, _ := at(o[name], steps...).(map[string]any)
 			if len(selector) < 2 {
-				t.Errorf("%s/%s selects %v", kind, which, selector)
+				t.Errorf("%s selects %v", name, selector)
 			}
 			for k, v := range selector {
 				if labels[k] != v {
-					t.Errorf("%s/%s selects %s=%v; the pods have %v", kind, which, k, v, labels[k])
+					t.Errorf("%s selects %s=%v; the pods have %v", name, k, v, labels[k])
 				}
 			}
 		}
-		if port := at(o["Service/"+which], "spec", "ports", 0, "targetPort"); ports[port] == nil {
-			t.Errorf("Service/%s leads to the port %v; there are %v", which, port, ports)
+		if port := at(o["Service/"+replica], "spec", "ports", 0, "targetPort"); ports[port] == nil {
+			t.Errorf("Service/%s leads to the port %v; there are %v", replica, port, ports)
 		}
 		if port := at(o["PodMonitor/"+which], "spec", "podMetricsEndpoints", 0, "port"); ports[port] == nil {
 			t.Errorf("PodMonitor/%s scrapes the port %v; there are %v", which, port, ports)
@@ -227,7 +231,7 @@ func TestSelectorsFindTheirPods(t *testing.T) {
 				t.Errorf("NetworkPolicy/%s does not let the port %v (%v) be reached", which, name, port)
 			}
 		}
-		if at(o["Deployment/"+which], "spec", "strategy", "rollingUpdate", "maxUnavailable") != 0 {
+		if at(o["Deployment/"+replica], "spec", "strategy", "rollingUpdate", "maxUnavailable") != 0 {
 			t.Errorf("an upgrade takes a replica of %s away before its successor is there", which)
 		}
 	}

@@ -1,5 +1,14 @@
 {{- define "postern.injector" -}}
-{{ printf "%s-injector" (.Release.Name | trunc 54 | trimSuffix "-") }}
+{{ printf "%s-injector" (.Release.Name | trunc 52 | trimSuffix "-") }}
+{{- end }}
+
+{{- /* The names of its replicas, as a list in JSON: each has a Deployment and a Service. */}}
+{{- define "postern.injector.replicas" -}}
+{{- $names := list }}
+{{- range $n := until (int .Values.injector.replicas) }}
+{{- $names = append $names (printf "%s-%d" (include "postern.injector" $) $n) }}
+{{- end }}
+{{- $names | toJson }}
 {{- end }}
 
 {{- define "postern.server" -}}
