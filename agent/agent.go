@@ -273,6 +273,7 @@ func (a *Agent) trimOnceSettled(g *generation) {
 		defer close(done)
 		if g.awaitSettled(ctx) == nil {
 			debug.FreeOSMemory()
+			forgetProgram()
 		}
 	}()
 	a.onStop(func() {
