@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,8 +32,9 @@ type certs struct {
 	names   []string
 
 	serving   atomic.Pointer[tls.Certificate]
-	published atomic.Bool // the API server's bundle was seen to hold our CA
-	filePEM   []byte      // what was last read from files
+	published atomic.Bool       // the API server's bundle was seen to hold our CA
+	ca        *x509.Certificate // of what is served, if it is our own
+	filePEM   []byte            // what was last read from files
 }
 
 // interval is how soon a replica sees what another wrote.
@@ -97,6 +99,7 @@ func (c *certs) tick(ctx context.Context) error {
 		return err
 	}
 	c.serve(&tls.Certificate{Certificate: [][]byte{p.leaf.cert.Raw}, PrivateKey: p.leaf.key, Leaf: p.leaf.cert})
+	c.ca = p.issuer()
 	c.metrics.notAfter.WithLabelValues("ca").Set(float64(p.ca.cert.NotAfter.Unix()))
 	return nil
 }
@@ -142,7 +145,8 @@ func (c *certs) follow(ctx context.Context) (pki, error) {
 	if err != nil && !missing {
 		return pki{}, fmt.Errorf("the Secret %s: %w", c.o.certSecret, err)
 	}
-	p, changed, err := parsePKI(secret.Data).next(c.now(), c.names)
+	// Where somebody has emptied the Secret, what is served until the replicas have followed stays trusted.
+	p, changed, err := parsePKI(secret.Data).keep(c.ca).next(c.now(), c.names)
 	if err != nil || !changed {
 		return p, err
 	}

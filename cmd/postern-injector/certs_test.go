@@ -124,6 +124,40 @@ func TestARaceForTheSecretIsSettled(t *testing.T) {
 	}
 }
 
+// Somebody empties the Secret: what replicas serve that have not looked yet goes on being trusted.
+func TestAnEmptiedSecretLeavesNoGap(t *testing.T) {
+	api, k := newAPI(t)
+	now := time.Now()
+	one, two := replica(k, &now), replica(k, &now)
+	for _, c := range []*certs{one, two} {
+		if err := c.tick(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := one.serving.Load().Leaf
+	api.mu.Lock()
+	api.secret.Data = nil
+	api.mu.Unlock()
+	if err := one.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	bundle := api.bundles["pods-0.postern.dev"]
+	if one.serving.Load().Leaf.Equal(before) || !trusts(t, bundle, one, now) || !trusts(t, bundle, two, now) {
+		t.Error("a replica serves what is not trusted")
+	}
+	patches := api.patches
+	if err := two.tick(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if !two.serving.Load().Leaf.Equal(one.serving.Load().Leaf) || api.patches != patches {
+		t.Error("the other replica goes its own way")
+	}
+	now = now.Add(2 * 24 * time.Hour)
+	if err := two.tick(context.Background()); err != nil || countCerts(api.bundles["pods-0.postern.dev"]) != 1 {
+		t.Errorf("%d CAs are trusted two days later: %v", countCerts(api.bundles["pods-0.postern.dev"]), err)
+	}
+}
+
 // More replicas have more Services: the certificate names them all, and replicas of before go on with it.
 func TestAServiceMoreIsNamedAtOnce(t *testing.T) {
 	api, k := newAPI(t)

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"slices"
 	"time"
 )
 
@@ -119,6 +120,25 @@ func (p pki) next(now time.Time, names []string) (out pki, changed bool, err err
 	changed = changed || len(keep) != len(p.old)
 	p.old = keep
 	return p, changed, nil
+}
+
+// issuer is the CA that signed the certificate.
+func (p pki) issuer() *x509.Certificate {
+	for _, ca := range append([]*x509.Certificate{p.ca.cert}, p.old...) {
+		if p.leaf.cert.CheckSignatureFrom(ca) == nil {
+			return ca
+		}
+	}
+	return nil
+}
+
+// keep is p with a CA that is still in use, unless p has it.
+func (p pki) keep(ca *x509.Certificate) pki {
+	if ca == nil || p.ca != nil && ca.Equal(p.ca.cert) || slices.ContainsFunc(p.old, ca.Equal) {
+		return p
+	}
+	p.old = append([]*x509.Certificate{ca}, p.old...)
+	return p
 }
 
 // bundle is every CA that may have signed what is served.
