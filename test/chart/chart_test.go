@@ -286,7 +286,7 @@ func TestTheSchemaKnowsEveryValue(t *testing.T) {
 			t.Errorf("%s: the schema has\n%q, the configuration\n%q", list, have, want)
 		}
 	}
-	fields("providers", at(schema, "properties", "providers"))
+	fields("providers", at(schema, "definitions", "providers"))
 	fields("issuers", at(schema, "properties", "server", "properties", "issuers"))
 }
 

@@ -248,7 +248,8 @@ func TestTheServer(t *testing.T) {
 		t.Errorf("notes: %v", c.Notes)
 	}
 	v := c.Store.Vault
-	if c.Environment != "staging" || v.Auth.Kubernetes.Role != "postern-server" || v.Mount != "kv" || v.Namespace != "team" || len(c.Issuers) != 1 {
+	if c.Environment != "staging" || v.Auth.Kubernetes.Role != "postern-server" || v.Mount != "kv" || v.Namespace != "team" || len(c.Issuers) != 1 ||
+		len(c.Providers) != 1 || c.Providers[0].CAFile != "/etc/postern/vault-ca/ca.crt" || c.Egress.ProxyURL().Host != "proxy.corp.example:3128" {
 		t.Errorf("%+v", c)
 	}
 	spec := at(o["Deployment/postern-server"], "spec", "template", "spec")

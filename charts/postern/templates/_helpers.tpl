@@ -106,9 +106,12 @@ app.kubernetes.io/part-of: postern
 {{- if .Values.server.caConfigMap }}
 {{- $_ := set $vault "ca_file" "/etc/postern/vault-ca/ca.crt" }}
 {{- end }}
-{{- dict "version" 1 "environment" .Values.environment
+{{- $own := dict "version" 1 "environment" .Values.environment
   "server" (dict "listen" "0.0.0.0:8702" "cert_file" "/etc/postern/tls/tls.crt" "key_file" "/etc/postern/tls/tls.key")
-  "store" (dict "vault" $vault) "issuers" .Values.server.issuers "log" (dict "level" .Values.server.logLevel) | toYaml }}
+  "store" (dict "vault" $vault) "issuers" .Values.server.issuers "log" (dict "level" .Values.server.logLevel) }}
+{{- with .Values.server.providers }}{{ $_ := set $own "providers" . }}{{ end }}
+{{- if values .Values.server.egress | join "" }}{{ $_ := set $own "egress" .Values.server.egress }}{{ end }}
+{{- toYaml $own }}
 {{- end }}
 
 {{- /* What the chart's own pods have in common; takes the workload's values and the root. */}}
