@@ -8,23 +8,35 @@ import (
 	"testing"
 )
 
-var reported sync.Map // what NotRun has said already
+var reported sync.Map // what was said already
 
 // NotRun says that a part of the tests could not run here, and why: once, on
 // standard output and in the file named by $POSTERN_NOTRUN. With CI=true it is a failure.
 func NotRun(t testing.TB, part string, reason error) {
 	t.Helper()
-	line := fmt.Sprintf("NOT RUN: %s: %s\n", part, strings.Join(strings.Fields(reason.Error()), " "))
-	if os.Getenv("CI") == "true" {
+	if line := note(t, "NOT RUN", part, reason); os.Getenv("CI") == "true" {
 		t.Error(line)
 	}
+}
+
+// FellBack says that a part of the tests ran as far as this machine's kernel or
+// rights allow, which a change of the code cannot mend: it fails nowhere.
+func FellBack(t testing.TB, part string, reason error) {
+	t.Helper()
+	note(t, "FELL BACK", part, reason)
+}
+
+// note says it once.
+func note(t testing.TB, what, part string, reason error) string {
+	t.Helper()
+	line := fmt.Sprintf("%s: %s: %s\n", what, part, strings.Join(strings.Fields(reason.Error()), " "))
 	if _, told := reported.LoadOrStore(line, true); told {
-		return
+		return line
 	}
 	fmt.Print(line)
 	path := os.Getenv("POSTERN_NOTRUN")
 	if path == "" {
-		return
+		return line
 	}
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -34,4 +46,5 @@ func NotRun(t testing.TB, part string, reason error) {
 	if _, err := f.WriteString(line); err != nil {
 		t.Fatal(err)
 	}
+	return line
 }

@@ -42,6 +42,7 @@ const upTimeout = 5 * time.Minute
 type Cluster struct {
 	Level      Level
 	Why        string        // why the level is not Full; "" if it is
+	Lacks      bool          // the reason is not the machine's kernel or rights: something is missing that could be there
 	IP         string        // what listens here, or by Listen, is reached by pods
 	CA         *CA           // of every server in the cluster
 	Kubeconfig string        // the administrator's, a file
@@ -75,7 +76,10 @@ func Up(ctx context.Context) (*Cluster, error) {
 	var node nodeError
 	if errors.As(err, &node) {
 		fmt.Fprintf(os.Stderr, "cluster: a node does not run here, so there is none: %v\n", err)
-		return up(ctx, ControlPlane, "the node did not come up: "+node.Error())
+		c, err = up(ctx, ControlPlane, "the node did not come up: "+node.Error())
+		if c != nil {
+			c.Lacks = true // everything was looked at before: a fault cannot be told from a machine's limit
+		}
 	}
 	return c, err
 }
@@ -86,7 +90,7 @@ type nodeError struct{ error }
 func up(ctx context.Context, limit Level, why string) (_ *Cluster, err error) {
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
-	c := &Cluster{Level: limit, Why: why, bin: map[string]string{}}
+	c := &Cluster{Level: limit, Why: why, Lacks: why != "", bin: map[string]string{}}
 	if err := c.find(tools.ControlPlane); err != nil {
 		return nil, err
 	}
@@ -155,15 +159,19 @@ func (c *Cluster) find(programs []tools.GoBinary) error {
 func (c *Cluster) settle(ctx context.Context) error {
 	lower := func(to Level, reason error) {
 		if to < c.Level {
-			c.Level, c.Why = to, strings.Join(strings.Fields(reason.Error()), " ")
+			c.Level, c.Why, c.Lacks = to, strings.Join(strings.Fields(reason.Error()), " "), false
 		}
+	}
+	without := func(to Level, program error) {
+		lower(to, program)
+		c.Lacks = os.Geteuid() == 0 // others may install nothing
 	}
 	var err error
 	if c.Level > ControlPlane {
 		if c.runc, err = tools.Runc.Find(); err != nil {
-			lower(ControlPlane, err)
+			without(ControlPlane, err)
 		} else if _, err := tools.IP.Find(); err != nil {
-			lower(ControlPlane, err)
+			without(ControlPlane, err)
 		}
 	}
 	if c.Level > ControlPlane {
@@ -179,7 +187,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 	}
 	if c.Level > HostNetwork {
 		if bridge, err := tools.Bridge.Find(); err != nil {
-			lower(HostNetwork, err)
+			without(HostNetwork, err)
 		} else if err := c.node.run(ctx, nil, "sh", "-c", "ip link add probe0 type bridge && ip link delete probe0"); err != nil {
 			lower(HostNetwork, err)
 		} else {
@@ -188,7 +196,7 @@ func (c *Cluster) settle(ctx context.Context) error {
 	}
 	if c.Level > Pods {
 		if _, err := tools.IPTables.Find(); err != nil {
-			lower(Pods, err)
+			without(Pods, err)
 		} else if err := c.node.run(ctx, nil, "iptables", "-t", "nat", "-S"); err != nil {
 			lower(Pods, err)
 		}

@@ -38,18 +38,18 @@ func TestCluster(t *testing.T) {
 	w := newWorld(t)
 	t.Run("Vault knows ServiceAccounts", w.knowsServiceAccounts)
 	if w.Level < cluster.HostNetwork {
-		agenttest.NotRun(t, "sidecar in a pod", fmt.Errorf("level %v: %s", w.Level, w.Why))
+		w.less(t, "sidecar in a pod")
 		t.Run("the agent as a process", w.asProcess)
 		return
 	}
 	if missing := w.loadImages(t); missing != nil {
-		agenttest.NotRun(t, "sidecar in a pod", missing)
+		lacks(t, "sidecar in a pod", missing)
 		return
 	}
 	t.Run("sidecar", w.sidecar)
 	t.Run("unbound ServiceAccount", w.unbound)
 	if w.Level < cluster.Full {
-		agenttest.NotRun(t, "Services and names", fmt.Errorf("level %v: %s", w.Level, w.Why))
+		w.less(t, "Services and names")
 	}
 }
 
@@ -69,7 +69,7 @@ func TestLowerLevels(t *testing.T) {
 				return
 			}
 			if missing := w.loadImages(t); missing != nil {
-				agenttest.NotRun(t, "sidecar at level "+level.String(), missing)
+				lacks(t, "sidecar at level "+level.String(), missing)
 				return
 			}
 			w.sidecar(t)

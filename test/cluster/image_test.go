@@ -16,7 +16,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/test/cluster"
 )
 
@@ -52,7 +51,7 @@ func TestImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	if agent.missing != nil {
-		agenttest.NotRun(t, "images", agent.missing)
+		lacks(t, "images", agent.missing)
 		return
 	}
 	for _, c := range []struct {

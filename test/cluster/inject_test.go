@@ -7,12 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/test/cluster"
 )
 
@@ -20,19 +20,13 @@ import (
 func TestInjection(t *testing.T) {
 	w := newWorld(t)
 	if w.Level < cluster.Full {
-		agenttest.NotRun(t, "injection by the chart", fmt.Errorf("the API server reaches the webhook by its Service; level %v: %s", w.Level, w.Why))
+		w.less(t, "injection by the chart")
 		return
 	}
 	if missing := w.loadInjection(t); missing != nil {
-		agenttest.NotRun(t, "injection by the chart", missing)
+		lacks(t, "injection by the chart", missing)
 		return
 	}
-	s := newStories(t, w)
-	t.Cleanup(func() {
-		if t.Failed() {
-			s.tell(t)
-		}
-	})
 	w.vault.Role(t, "postern-agent", "shop", "checkout", "postern-agent")
 	w.Apply(t, `
 {apiVersion: v1, kind: Namespace, metadata: {name: `+system+`, labels: {pod-security.kubernetes.io/enforce: restricted}}}
@@ -41,6 +35,12 @@ func TestInjection(t *testing.T) {
 ---
 {apiVersion: v1, kind: ServiceAccount, metadata: {name: stranger, namespace: shop}}
 `)
+	s := newStories(t, w)
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.tell(t)
+		}
+	})
 	began := time.Now()
 	s.helm(t, "install", "postern", s.chart, "--values", s.values, "--wait", "--timeout", "120s")
 	fmt.Printf("helm install --wait: %v\n", time.Since(began).Round(100*time.Millisecond))
@@ -50,10 +50,13 @@ func TestInjection(t *testing.T) {
 	}{
 		{"workloads", s.workloads},
 		{"a new key", s.newKey},
+		{"the server makes a key", s.managed},
+		{"agents killed under load", s.agentsKilled},
 		{"ServiceAccount that is not bound", s.stranger},
 		{"helm test", s.helmTest},
 		{"upgrade and rollback", s.upgrade},
 		{"injectors end under load", s.injectorsEnd},
+		{"certificates expired and made anew", s.certificates},
 		{"no injector", s.noInjector},
 		{"golden pods", s.golden},
 	} {
@@ -83,16 +86,14 @@ func by(client, key string) func(cluster.Call) bool {
 
 var forwardMode = map[string]string{"postern.dev/mode": "forward"}
 
-// workloads: a Deployment by route, another by the injected proxy variables, a
-// Job and a CronJob's.
-func (s *stories) workloads(t *testing.T) {
-	s.deploy(t, "route", template("checkout", nil, "-as", "route"))
-	s.Apply(t, `
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: postern, namespace: shop}
-data:
-  postern.yaml: |
+// running are the applications that go on while the stories are told: by route,
+// by the injected proxy variables, and one that makes a request an hour.
+var running = []string{"route", "forward", "idle"}
+
+const runningPods = "app in (route,forward,idle)"
+
+// agentConfig has each key looked at every second. Only forward mode has a place for the CA's certificate.
+const agentConfig = `
     version: 1
     environment: prod
     proxy_id: px_shop_checkout
@@ -106,9 +107,22 @@ data:
         auth:
           kubernetes: {role: postern-agent, token_file: /var/run/secrets/postern/token}
     providers: [{name: openai}]
-    ca: {dir: /run/postern-ca, state_dir: /run/postern/ca}
+`
+
+// workloads: Deployments, a Job and a CronJob's, the last two with what the chart's defaults give.
+func (s *stories) workloads(t *testing.T) {
+	s.Apply(t, `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: postern, namespace: shop}
+data:
+  postern.yaml: |`+agentConfig+`    ca: {state_dir: /run/postern/ca}
+  forward.yaml: |`+agentConfig+`    ca: {dir: /run/postern-ca, state_dir: /run/postern/ca}
 `)
-	s.deploy(t, "forward", template("checkout", map[string]string{"postern.dev/mode": "forward", "postern.dev/config-map": "postern"}, "-as", "forward"))
+	routes := map[string]string{"postern.dev/config-map": "postern"}
+	s.deploy(t, "route", template("checkout", routes, "-as", "route", "-every", "50ms"))
+	s.deploy(t, "forward", template("checkout", map[string]string{"postern.dev/mode": "forward", "postern.dev/config-map": "postern/forward.yaml"}, "-as", "forward", "-every", "50ms"))
+	s.deploy(t, "idle", template("checkout", routes, "-as", "idle", "-every", "1h"))
 	s.object(t, "batch/v1", "Job", "job", map[string]any{"backoffLimit": 0, "template": finite(template("checkout", forwardMode, "-as", "job", "-n", "3"))})
 	s.object(t, "batch/v1", "CronJob", "nightly", map[string]any{
 		"schedule": "0 3 * * *",
@@ -117,13 +131,16 @@ data:
 		}},
 	})
 	s.Kubectl(t, "--namespace", "shop", "create", "job", "nightly-now", "--from", "cronjob/nightly")
-	for _, name := range []string{"route", "forward"} {
+	for _, name := range running {
 		s.Kubectl(t, "--namespace", "shop", "rollout", "status", "deployment/"+name, "--timeout", "120s")
+		for _, p := range s.podsOf(t, "shop", "app="+name) {
+			fmt.Printf("pod %s: ready %v after it was scheduled\n", name, p.since(t, "PodScheduled", "Ready"))
+		}
 	}
 	for _, name := range []string{"job", "nightly-now"} {
 		s.Kubectl(t, "--namespace", "shop", "wait", "--for=condition=Complete", "job/"+name, "--timeout", "120s")
 	}
-	for _, name := range []string{"route", "forward", "job", "nightly"} {
+	for _, name := range append([]string{"job", "nightly"}, running...) {
 		s.provider.AwaitCall(t, 30*time.Second, "of "+name+" with the key", by(name, firstKey))
 		for _, p := range s.podsOf(t, "shop", "app="+name) {
 			if len(p.Status.InitContainerStatuses) != 1 || p.Status.InitContainerStatuses[0].Name != "postern" {
@@ -158,39 +175,53 @@ func (s *stories) noKey(t *testing.T, keys ...string) {
 
 // newKey: pods that run use it, no request fails, and nothing is started again.
 func (s *stories) newKey(t *testing.T) {
-	running := "app in (route,forward)"
-	before := s.podsOf(t, "shop", running)
+	before := s.podsOf(t, "shop", runningPods)
 	s.provider.Accept(firstKey, secondKey)
 	s.vault.KVPut(t, keyPath, map[string]string{"api_key": secondKey})
-	written := time.Now()
-	for _, client := range []struct {
-		name, poll string
-		limit      time.Duration
-	}{{"forward", "1s", 5 * time.Second}, {"route", "5s, the default", 12 * time.Second}} {
-		call := s.provider.AwaitCall(t, 30*time.Second, "of "+client.name+" with the new key", by(client.name, secondKey))
-		took := call.At.Sub(written)
-		fmt.Printf("new key: used by %s %v after it was written (poll %s)\n", client.name, took.Round(10*time.Millisecond), client.poll)
-		if took > client.limit {
-			t.Errorf("%s used the new key after %v", client.name, took)
+	s.taken(t, time.Now(), secondKey, 5*time.Second) // 2 s are allowed; a machine may be busy with more than this
+	untouched(t, before, s.podsOf(t, "shop", runningPods))
+	s.noKey(t, firstKey, secondKey)
+	for _, p := range s.podsOf(t, "shop", "app=idle") {
+		rss := s.resident(t, net.JoinHostPort(p.Status.PodIP, "8701"))
+		fmt.Printf("sidecar: %.1f MB resident in a pod that is idle\n", rss/1e6)
+		if rss > 20e6 {
+			t.Errorf("%v bytes resident in a pod that is idle", rss)
 		}
 	}
+}
+
+// taken waits until the applications' requests carry a key that was written, and
+// looks whether one has failed.
+func (s *stories) taken(t *testing.T, written time.Time, key string, limit time.Duration) {
+	t.Helper()
+	for _, name := range []string{"route", "forward"} {
+		call := s.provider.AwaitCall(t, 30*time.Second, "of "+name+" with the new key", by(name, key))
+		took := call.At.Sub(written)
+		fmt.Printf("new key: used by %s %v after it was made (poll 1s)\n", name, took.Round(10*time.Millisecond))
+		if took > limit {
+			t.Errorf("%s used the new key after %v", name, took)
+		}
+	}
+	s.key = key
 	failed, calls := 0, s.provider.Calls()
 	for _, c := range calls {
 		if c.Status != http.StatusOK {
 			failed++
 		}
 	}
+	for _, name := range []string{"route", "forward"} {
+		failed += s.failures(t, name)
+	}
 	fmt.Printf("new key: %d of %d requests failed\n", failed, len(calls))
 	if failed > 0 {
 		t.Errorf("%d requests failed", failed)
 	}
-	for _, name := range []string{"route", "forward"} {
-		if log := s.Kubectl(t, "--namespace", "shop", "logs", "deployment/"+name, "--container", "app"); strings.Contains(log, "failed") {
-			t.Errorf("%s:\n%s", name, log)
-		}
-	}
-	untouched(t, before, s.podsOf(t, "shop", running))
-	s.noKey(t, firstKey, secondKey)
+}
+
+// failures are the requests of an application that were not answered, as it tells.
+func (s *stories) failures(t *testing.T, name string) int {
+	t.Helper()
+	return strings.Count(s.Kubectl(t, "--namespace", "shop", "logs", "deployment/"+name, "--container", "app"), "failed:")
 }
 
 // stranger: Vault's role does not name its ServiceAccount.
@@ -219,14 +250,22 @@ func (s *stories) stranger(t *testing.T) {
 			t.Error("the application was started")
 		}
 	}
+	const reason = `waiting for keys: openai; openai: store.vault.auth.kubernetes.role "postern-agent" is not for this ServiceAccount`
 	if err := cluster.Within(time.Minute, func() error {
-		events := s.Kubectl(t, "--namespace", "shop", "get", "events", "--field-selector", "involvedObject.name="+pods[0].Metadata.Name, "--output", "jsonpath={.items[*].message}")
-		if !strings.Contains(events, "waiting for keys: openai") {
+		events := s.Kubectl(t, "--namespace", "shop", "get", "events", "--field-selector", "reason=Unhealthy,involvedObject.name="+pods[0].Metadata.Name, "--output", "jsonpath={.items[*].message}")
+		if !strings.Contains(events, reason) {
 			return errors.New(events)
 		}
 		return nil
 	}); err != nil {
-		t.Errorf("no Event of the pod says what it waits for: %v", err)
+		t.Errorf("no Event of the pod says what Vault says: %v", err)
+	}
+	before, began := s.logins(t), time.Now()
+	<-time.After(10 * time.Second) // what is counted is what happens meanwhile
+	n, took := s.logins(t)-before, time.Since(began)
+	fmt.Printf("ServiceAccount that is not bound: %d logins in %v\n", n, took.Round(time.Second))
+	if n == 0 || n > int(took.Seconds()) {
+		t.Errorf("%d logins in %v, want some, and no more than one a second", n, took)
 	}
 	s.Kubectl(t, "--namespace", "shop", "delete", "deployment/stranger", "--timeout", "60s")
 	for _, c := range s.provider.Calls() {
@@ -245,23 +284,25 @@ func (s *stories) helmTest(t *testing.T) {
 	}
 }
 
-// upgrade: what runs stays as it is, whatever becomes of the injector.
+// upgrade: what runs stays as it is, whatever becomes of the injector, and no new pod is missed.
 func (s *stories) upgrade(t *testing.T) {
-	running := "app in (route,forward)"
-	before, injectors := s.podsOf(t, "shop", running), s.podsOf(t, system, "app.kubernetes.io/name=postern-injector")
-	s.helm(t, "upgrade", "postern", s.chart, "--values", s.values, "--set", "injector.logLevel=debug,injection.logLevel=debug", "--wait", "--timeout", "120s")
-	for _, p := range s.podsOf(t, system, "app.kubernetes.io/name=postern-injector") {
-		for _, old := range injectors {
-			if p.Metadata.UID == old.Metadata.UID && p.Metadata.DeletionTimestamp == "" {
-				t.Errorf("the injector %s was not upgraded", p.Metadata.Name)
+	before, old := s.podsOf(t, "shop", runningPods), s.podsOf(t, system, injectors)
+	s.stream(t, "upgrade and rollback of the chart", func() {
+		s.helm(t, "upgrade", "postern", s.chart, "--values", s.values, "--set", "injector.logLevel=debug,injection.logLevel=debug", "--wait", "--timeout", "120s")
+		for _, p := range s.podsOf(t, system, injectors) {
+			for _, old := range old {
+				if p.Metadata.UID == old.Metadata.UID && p.Metadata.DeletionTimestamp == "" {
+					t.Errorf("the injector %s was not upgraded", p.Metadata.Name)
+				}
 			}
 		}
-	}
-	s.helm(t, "rollback", "postern", "1", "--wait", "--timeout", "120s")
-	untouched(t, before, s.podsOf(t, "shop", running))
+		s.helm(t, "rollback", "postern", "1", "--wait", "--timeout", "120s")
+	}).none(t)
+	s.clear(t)
+	untouched(t, before, s.podsOf(t, "shop", runningPods))
 	after := time.Now()
 	for _, name := range []string{"route", "forward"} {
-		s.provider.AwaitCall(t, 10*time.Second, "of "+name+" after the rollback", func(c cluster.Call) bool { return by(name, secondKey)(c) && c.At.After(after) })
+		s.provider.AwaitCall(t, 10*time.Second, "of "+name+" after the rollback", func(c cluster.Call) bool { return by(name, s.key)(c) && c.At.After(after) })
 	}
 }
 

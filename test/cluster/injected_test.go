@@ -31,6 +31,7 @@ type stories struct {
 	chart, values string       // the chart, and what differs here
 	server        string       // the API server's URL
 	client        *http.Client // the administrator's
+	key           string       // what Vault's newest version is
 }
 
 func newStories(t *testing.T, w *world) *stories {
@@ -51,10 +52,32 @@ vault: {address: "https://vault.vault.svc:8200", role: postern-agent}
 injection: {vaultCaConfigMap: vault-ca, extraRootsConfigMap: vault-ca}
 injector: {watch: 1s}
 test: {namespace: shop, serviceAccount: checkout}
-`), 0o600); err != nil {
+`+s.serverValues(t)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	w.vault.Must(t, "PUT", "sys/audit/file", map[string]any{"type": "file", "options": map[string]string{"file_path": s.vaultAudit()}})
 	return s
+}
+
+func (s *stories) vaultAudit() string { return filepath.Join(s.Dir, "vault", "audit.log") }
+
+// logins are those that Vault was asked for since the stories began.
+func (s *stories) logins(t *testing.T) (n int) {
+	t.Helper()
+	text, err := os.ReadFile(s.vaultAudit())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var e struct {
+			Type    string
+			Request struct{ Path string }
+		}
+		if json.Unmarshal(line, &e) == nil && e.Type == "request" && e.Request.Path == "auth/kubernetes/login" {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *stories) helm(t *testing.T, args ...string) string {
@@ -164,23 +187,24 @@ func (w *world) podsOf(t *testing.T, namespace, selector string) []pod {
 	return list.Items
 }
 
-// untouched: the pods are still these, and nothing in them was started again.
+// untouched: the pods are still these, and nothing in them was started again meanwhile.
 func untouched(t *testing.T, before, after []pod) {
 	t.Helper()
-	uids := map[string]bool{}
+	restarts := map[string]int{}
 	for _, p := range before {
-		uids[p.Metadata.UID] = true
+		for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+			restarts[p.Metadata.UID+s.Name] = s.RestartCount
+		}
 	}
 	if len(after) != len(before) {
 		t.Errorf("%d pods, before %d", len(after), len(before))
 	}
 	for _, p := range after {
-		if !uids[p.Metadata.UID] {
-			t.Errorf("pod %s was not there before", p.Metadata.Name)
-		}
 		for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
-			if s.RestartCount != 0 {
-				t.Errorf("pod %s: container %s was restarted %d times", p.Metadata.Name, s.Name, s.RestartCount)
+			if n, there := restarts[p.Metadata.UID+s.Name]; !there {
+				t.Errorf("pod %s was not there before", p.Metadata.Name)
+			} else if s.RestartCount != n {
+				t.Errorf("pod %s: container %s was restarted %d times, before %d", p.Metadata.Name, s.Name, s.RestartCount, n)
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 
 // created is what became of pods that were created.
 type created struct {
+	mu       sync.Mutex
 	pods     int
 	missed   []string // the uids of those that have no agent
 	failures []string // those that the API server did not create
@@ -27,12 +29,15 @@ type created struct {
 func (s *stories) create(pod []byte, c *created) {
 	began := time.Now()
 	status, body, err := s.post("shop", "", pod)
+	took := time.Since(began)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if status != http.StatusCreated {
 		c.failures = append(c.failures, fmt.Sprint(status, " ", string(body), err))
 		return
 	}
 	c.pods++
-	c.slowest = max(c.slowest, time.Since(began))
+	c.slowest = max(c.slowest, took)
 	var answer struct {
 		Metadata struct {
 			UID    string
@@ -47,33 +52,48 @@ func (s *stories) create(pod []byte, c *created) {
 	}
 }
 
-// stream creates pods, one after the other, while something is done.
-func (s *stories) stream(t *testing.T, do func()) created {
+// streams is how many create pods at once.
+const streams = 2
+
+// stream creates pods while something is done, and says what became of them.
+func (s *stories) stream(t *testing.T, what string, do func()) *created {
 	t.Helper()
-	var c created
+	c := &created{}
 	pod := unscheduled(t)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		tick := time.NewTicker(20 * time.Millisecond) // at most as fast as that
-		defer tick.Stop()
-		for {
-			s.create(pod, &c)
-			select {
-			case <-tick.C:
-			case <-stop:
-				return
+	stop := make(chan struct{})
+	var running sync.WaitGroup
+	for range streams {
+		running.Go(func() {
+			tick := time.NewTicker(20 * time.Millisecond) // at most as fast as that
+			defer tick.Stop()
+			for {
+				s.create(pod, c)
+				select {
+				case <-tick.C:
+				case <-stop:
+					return
+				}
 			}
-		}
-	}()
+		})
+	}
 	func() {
 		defer func() {
 			close(stop)
-			<-stopped
+			running.Wait()
 		}()
 		do()
 	}()
+	fmt.Printf("%s: %d pods created meanwhile, %d not injected, %d refused, the slowest took %v\n",
+		what, c.pods, len(c.missed), len(c.failures), c.slowest.Round(time.Millisecond))
 	return c
+}
+
+// none is missed, and none refused.
+func (c *created) none(t *testing.T) {
+	t.Helper()
+	if c.pods == 0 || len(c.missed) > 0 || len(c.failures) > 0 {
+		t.Errorf("%d pods, not injected %v, refused %v", c.pods, c.missed, c.failures)
+	}
 }
 
 // allReady: both replicas are ready, as the cluster sees it, after so many restarts.
@@ -98,7 +118,7 @@ func (s *stories) allReady(t *testing.T, restarts int) error {
 			Endpoints []struct{ Conditions struct{ Ready bool } }
 		}
 	}
-	text := s.Kubectl(t, "--namespace", system, "get", "endpointslices", "--selector", "kubernetes.io/service-name=postern-injector", "--output", "json")
+	text := s.Kubectl(t, "--namespace", system, "get", "endpointslices", "--selector", injectors, "--output", "json")
 	if err := json.Unmarshal([]byte(text), &slices); err != nil {
 		return err
 	}
@@ -111,15 +131,15 @@ func (s *stories) allReady(t *testing.T, restarts int) error {
 		}
 	}
 	if n != 2 {
-		return fmt.Errorf("the Service leads to %d", n)
+		return fmt.Errorf("the Services lead to %d", n)
 	}
 	return nil
 }
 
 // kill kills each injector in its turn, under a stream of pods.
-func (s *stories) kill(t *testing.T) created {
+func (s *stories) kill(t *testing.T, what string) *created {
 	t.Helper()
-	c := s.stream(t, func() {
+	return s.stream(t, what, func() {
 		for i, pid := range s.Pids(injectorName) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Error(err)
@@ -131,8 +151,6 @@ func (s *stories) kill(t *testing.T) created {
 			}
 		}
 	})
-	fmt.Printf("injectors killed one after the other: %d pods created meanwhile, %d not injected, %d refused\n", c.pods, len(c.missed), len(c.failures))
-	return c
 }
 
 // clear removes what streams left.
@@ -157,60 +175,51 @@ const (
 	injectorName = "postern-injecto" // of the process, as the kernel cuts it
 )
 
-// injectorsEnd: each of two replicas is ended in its turn, and no pod is missed.
+// injectorsEnd: each of two replicas is ended in its turn, and then killed, and
+// no pod is missed or refused, whatever the failurePolicy is.
 func (s *stories) injectorsEnd(t *testing.T) {
 	old := s.podsOf(t, system, injectors)
-	c := s.stream(t, func() {
+	s.stream(t, "injectors ended one after the other", func() {
 		for _, p := range old {
 			if p.Metadata.DeletionTimestamp != "" {
 				continue
 			}
 			s.Kubectl(t, "--namespace", system, "delete", "pod", p.Metadata.Name, "--timeout", "60s")
-			s.Kubectl(t, "--namespace", system, "rollout", "status", "deployment/postern-injector", "--timeout", "60s")
+			s.awaitInjectors(t)
 		}
-	})
-	fmt.Printf("injectors ended one after the other: %d pods created meanwhile, %d not injected, %d refused, the slowest took %v\n",
-		c.pods, len(c.missed), len(c.failures), c.slowest.Round(time.Millisecond))
-	if c.pods == 0 || len(c.missed) > 0 || len(c.failures) > 0 {
-		t.Errorf("%d pods, not injected %v, refused %v", c.pods, c.missed, c.failures)
-	}
-	// Killed, none can say good-bye: while the Service still leads to one that is gone, failurePolicy Ignore
-	// decides, and the watchdog reports what that let through.
-	if c := s.kill(t); c.pods == 0 || len(c.failures) > 0 {
-		t.Errorf("%d pods, refused %v", c.pods, c.failures)
-	} else {
-		s.reports(t, "shop", len(c.missed))
-	}
+	}).none(t)
+	s.kill(t, "injectors killed one after the other").none(t)
 	s.clear(t)
 	s.reports(t, "shop", 0)
-	// With Fail none gets through: what creates pods is refused for that while, and tries again.
 	s.helm(t, "upgrade", "postern", s.chart, "--values", s.values, "--set", "injector.failurePolicy=Fail,injector.logLevel=warn", "--wait", "--timeout", "120s")
 	if err := cluster.Within(time.Minute, func() error { return s.allReady(t, 0) }); err != nil {
 		t.Fatal(err)
 	}
-	if c := s.kill(t); c.pods == 0 || len(c.missed) > 0 {
-		t.Errorf("%d pods, not injected %v", c.pods, c.missed)
-	}
+	s.kill(t, "the same with failurePolicy Fail").none(t)
 	s.clear(t)
 	s.helm(t, "rollback", "postern", "1", "--wait", "--timeout", "120s")
 }
 
+func (s *stories) awaitInjectors(t *testing.T) {
+	t.Helper()
+	s.Kubectl(t, "--namespace", system, "rollout", "status", "deployment", "--selector", injectors, "--timeout", "60s")
+}
+
 // noInjector: what was created without one is reported, each of them, until it is gone.
 func (s *stories) noInjector(t *testing.T) {
-	running := "app in (route,forward)"
-	before := s.podsOf(t, "shop", running)
-	s.Kubectl(t, "--namespace", system, "scale", "deployment/postern-injector", "--replicas", "0")
+	before := s.podsOf(t, "shop", runningPods)
+	s.Kubectl(t, "--namespace", system, "scale", "deployment", "--selector", injectors, "--replicas", "0")
 	s.Kubectl(t, "--namespace", system, "wait", "--for=delete", "pod", "--selector", injectors, "--timeout", "60s")
-	var c created
+	c := &created{}
 	pod := unscheduled(t)
 	for range 20 {
-		s.create(pod, &c)
+		s.create(pod, c)
 	}
 	if c.pods != 20 || len(c.missed) != 20 || len(c.failures) > 0 {
 		t.Errorf("without an injector %d of 20 pods were created, %d of them not injected: %v", c.pods, len(c.missed), c.failures)
 	}
-	s.Kubectl(t, "--namespace", system, "scale", "deployment/postern-injector", "--replicas", "2")
-	s.Kubectl(t, "--namespace", system, "rollout", "status", "deployment/postern-injector", "--timeout", "60s")
+	s.Kubectl(t, "--namespace", system, "scale", "deployment", "--selector", injectors, "--replicas", "1")
+	s.awaitInjectors(t)
 	took := s.reports(t, "shop", len(c.missed))
 	fmt.Printf("no injector: %d pods created, the watchdog reports %d of them %v after it was back\n", c.pods, len(c.missed), took.Round(100*time.Millisecond))
 	if err := cluster.Within(30*time.Second, func() error {
@@ -226,5 +235,5 @@ func (s *stories) noInjector(t *testing.T) {
 	}
 	s.clear(t)
 	s.reports(t, "shop", 0)
-	untouched(t, before, s.podsOf(t, "shop", running))
+	untouched(t, before, s.podsOf(t, "shop", runningPods))
 }

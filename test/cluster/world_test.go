@@ -60,6 +60,27 @@ data: {ca.crt: `+strconv.Quote(string(w.CA.PEM))+`}
 	return w
 }
 
+// less says that a part is not shown here, because the level is too low for it.
+func (w *world) less(t *testing.T, part string) {
+	t.Helper()
+	reason := fmt.Errorf("level %v ran: %s", w.Level, w.Why)
+	if w.Lacks {
+		agenttest.NotRun(t, part, reason)
+		return
+	}
+	agenttest.FellBack(t, part, reason)
+}
+
+// lacks says the same where the machine has no image builder.
+func lacks(t *testing.T, part string, missing error) {
+	t.Helper()
+	if os.Geteuid() != 0 { // nothing can be installed then, nor built
+		agenttest.FellBack(t, part, missing)
+		return
+	}
+	agenttest.NotRun(t, part, missing)
+}
+
 // standards are the strictest that the level allows: a pod in the node's network is none of the restricted ones.
 func (w *world) standards() string {
 	if w.Level == cluster.HostNetwork {
