@@ -23,6 +23,9 @@ wall: ## hostile clients and upstreams against the built binary, in a network na
 framing: ## requests and answers, malformed and borderline, read by the agent and by real peers: FRAMING for each peer; SEED repeats a run
 	$(GO) test -count=1 -timeout 60m -v ./test/framing -requests $(FRAMING) -answers $(FRAMING) $(if $(SEED),-seed $(SEED))
 
+mutants: ## breaks one guard of the agent at a time; a case of the wall must fail for each
+	$(GO) run ./test/wall/mutants
+
 soak: ## the stories of test/e2e at full length, or one of them: RUN=TestSoak is ten minutes of load with a rotation every half minute
 	POSTERN_E2E_LONG=1 $(GO) test -count=1 -timeout 60m -v -run '$(RUN)' ./test/e2e
 

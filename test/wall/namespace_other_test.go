@@ -14,3 +14,5 @@ func runInside(t *testing.T) {
 }
 
 func settle() error { return errors.New("network namespaces are Linux's") }
+
+func memoryDir(r *run) string { r.t.Fatal("a tmpfs is Linux's"); return "" }

@@ -50,6 +50,12 @@ var ssrf = &group{class: 11, name: "ssrf", says: "SSRF", cases: append(ssrfCases
 		send: models, want: guarded("address_refused|upstream_unreachable")},
 	{name: "egress-proxy-sees-no-key", inv: "I1", source: "RFC 9110 9.3.6", on: everyHTTP, agent: "egress", to: "anthropic",
 		send: models, want: attached().and(egressSawNoKey)},
+	{name: "page-of-another-site", inv: "I2", source: "CVE-2018-5702", on: route + " " + absolute + " " + ws + " " + wsAbs,
+		send: models + "\nSec-Fetch-Site: cross-site\nSec-Fetch-Mode: no-cors", want: refused(403, "cross_site")},
+	{name: "page-of-another-origin", inv: "I2", source: "CVE-2018-5702", on: route + " " + absolute + " " + ws + " " + wsAbs,
+		send: models + "\nOrigin: https://evil.test", want: refused(403, "cross_site")},
+	{name: "page-without-origin", inv: "I2", source: "CVE-2018-5702", on: route + " " + absolute + " " + ws + " " + wsAbs,
+		send: models + "\nOrigin: null", want: refused(403, "cross_site")},
 	{name: "denied-before-it-is-resolved", inv: "I14", source: "CWE-918", on: direct, names: map[string]string{"meta.test": "169.254.169.254"},
 		send: "CONNECT meta.test:80 HTTP/1.1\nHost: meta.test:80", want: refused(403, "unmatched_denied")},
 }...)}
