@@ -149,27 +149,25 @@ func TestEveryExampleLoads(t *testing.T) {
 	}
 }
 
-// What stands in a folder is no configuration: the tests of the cluster or of the chart use it.
+// What stands in a folder is run: by the tests of the cluster, of the chart, or of the examples.
 func TestEveryExampleFolderIsRun(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root(t), "examples", "*", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests, err := filepath.Glob(filepath.Join(root(t), "test", "c*", "*_test.go"))
-	if err != nil || len(tests) == 0 {
-		t.Fatalf("no tests of the cluster or the chart: %v", err)
-	}
 	var text strings.Builder
-	for _, file := range tests {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
+	for _, dir := range []string{"chart", "cluster", "examples"} {
+		tests, err := filepath.Glob(filepath.Join(root(t), "test", dir, "*_test.go"))
+		if err != nil || len(tests) == 0 {
+			t.Fatalf("no tests in test/%s: %v", dir, err)
 		}
-		text.Write(b)
+		for _, file := range tests {
+			text.WriteString(read(t, "test", dir, filepath.Base(file)))
+		}
 	}
 	for _, file := range files {
 		if name := filepath.Base(file); !strings.Contains(text.String(), name) {
-			t.Errorf("no test of the cluster or the chart uses %s", file)
+			t.Errorf("no test of the cluster, the chart or the examples uses %s", file)
 		}
 	}
 }

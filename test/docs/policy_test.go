@@ -15,6 +15,33 @@ import (
 	"github.com/postern-proxy/postern/agent/provider/fake"
 )
 
+// The commands of ROLES.md that name everything run one after the other, against a real Vault.
+func TestEveryCommandOfTheRolesRuns(t *testing.T) {
+	v := vaulttest.Start(t, vaulttest.Options{})
+	v.EnableAuth("kubernetes", "kubernetes")
+	dir := t.TempDir()
+	yaml := fmt.Sprintf("{version: 1, environment: prod, proxy_id: px_acme_prod, store: {vault: {address: %q, auth: {token: {file: token}}}}, providers: [{name: openai}]}", v.Address)
+	if err := os.WriteFile(filepath.Join(dir, "postern.yaml"), []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, block := range blocks(t, "docs/ROLES.md", "sh") {
+		var kept strings.Builder
+		for line := range strings.Lines(block) {
+			if !strings.Contains(line, "…") {
+				kept.WriteString(line)
+				ran++
+			}
+		}
+		if out, err := shell(t, dir, "", "set -eu\n"+kept.String(), "VAULT_ADDR="+v.Address, "VAULT_TOKEN="+v.RootToken); err != nil {
+			t.Errorf("%s%v\n%s", kept.String(), err, out)
+		}
+	}
+	if role := v.Do("GET", "auth/kubernetes/role/postern-agent", nil); ran < 8 || role["audience"] != "vault" {
+		t.Errorf("%d lines made the role %v", ran, role)
+	}
+}
+
 // The policies that the README's commands print are enough for what it says they
 // are for, and the operator's does not let him read a key.
 func TestThePoliciesAreEnough(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/config"
+	"github.com/postern-proxy/postern/test/tools"
 )
 
 var fence = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
@@ -93,12 +94,12 @@ func TestEveryCommandOfTheReadmeRuns(t *testing.T) {
 }
 
 // shell runs a line as a reader types it, in a folder, with a key at standard input.
-func shell(t *testing.T, dir, key, line string) (string, error) {
+func shell(t *testing.T, dir, key, line string, env ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", line)
 	cmd.Dir = dir
-	cmd.Env = agenttest.Env(dir)
-	cmd.Env[0] = "PATH=" + filepath.Dir(agenttest.Binary(t)) + ":" + os.Getenv("PATH")
+	cmd.Env = agenttest.Env(dir, env...)
+	cmd.Env[0] = "PATH=" + filepath.Dir(agenttest.Binary(t)) + ":" + filepath.Dir(tools.Vault(t)) + ":" + os.Getenv("PATH")
 	cmd.Stdin = strings.NewReader(key + "\n")
 	out, err := cmd.CombinedOutput()
 	return string(out), err

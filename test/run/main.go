@@ -65,7 +65,7 @@ func parts() []part {
 	}
 	outside := []string{"go", "test", "-timeout=30m", "-count=1"} // what is tested is another process: the detector would only slow the tests
 	return []part{
-		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools", "helm", "vault"}}, // of a cluster only what a test asks for is built
+		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools", "compose", "helm", "helm-unittest", "kubeconform", "schemas", "vault"}}, // of a cluster only what a test asks for is built
 		{name: "race detector", need: func() string { return race }},
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...")},
 		{name: "end to end", cmd: append(slices.Clone(outside), "-p=1", "./test/e2e/...")}, // one package at a time: each loads the machine
@@ -73,6 +73,7 @@ func parts() []part {
 		{name: "framing", cmd: append(slices.Clone(outside), "./test/framing/...")},
 		{name: "documents", cmd: append(slices.Clone(outside), "./test/docs/...")},
 		{name: "chart", cmd: append(slices.Clone(outside), "./test/chart/...")},
+		{name: "examples", cmd: append(slices.Clone(outside), "./test/examples/...")},
 		{name: "sdk", cmd: append(slices.Clone(outside), "./test/sdk/...")},
 	}
 }
