@@ -14,19 +14,27 @@ import (
 
 // form is a compiled spec.Attach.
 type form struct {
-	header string // canonical; or
-	query  string
-	basic  bool // pieces are username:password, sent in base64
-	pieces []spec.Piece
+	header   string // canonical; or
+	query    string
+	name     string // query, escaped
+	basic    bool   // pieces are username:password, sent in base64
+	pieces   []spec.Piece
+	literals [][]byte // of the pieces that have one
 }
 
 func compile(a spec.Attach) (form, error) {
+	f := form{header: textproto.CanonicalMIMEHeaderKey(a.Header), query: a.Query, name: url.QueryEscape(a.Query)}
+	format := a.Format
 	if a.Basic != nil {
-		pieces, err := spec.ParseFormat(a.Basic.Username + ":" + a.Basic.Password)
-		return form{header: "Authorization", basic: true, pieces: pieces}, err
+		f = form{header: "Authorization", basic: true}
+		format = a.Basic.Username + ":" + a.Basic.Password
 	}
-	pieces, err := spec.ParseFormat(a.Format)
-	return form{header: textproto.CanonicalMIMEHeaderKey(a.Header), query: a.Query, pieces: pieces}, err
+	var err error
+	f.pieces, err = spec.ParseFormat(format)
+	for _, p := range f.pieces {
+		f.literals = append(f.literals, []byte(p.Literal))
+	}
+	return f, err
 }
 
 // Attach puts the credential onto a request: exactly one value, which replaces
@@ -75,8 +83,101 @@ func (f *form) put(h http.Header, u *url.URL, fields map[string]*secret.Value) e
 	return nil
 }
 
+// Room is at least as much as AppendHeaders and AppendQuery together append: a
+// buffer that has it is not left behind, grown, with a key in it.
+func (p *Provider) Room(fields map[string]*secret.Value) int {
+	n := p.attach.room(fields)
+	for i := range p.also {
+		n += p.also[i].room(fields)
+	}
+	return n
+}
+
+// AppendHeaders is Attach's headers as field lines, straight from the arena to
+// dst: no other copy is made, and nothing is allocated where dst has Room. The
+// caller has left out what Attached names, and wipes dst. Where there is an
+// error, dst holds no part of a key.
+func (p *Provider) AppendHeaders(dst []byte, fields map[string]*secret.Value) ([]byte, error) {
+	return p.appendAll(dst, fields, (*form).line)
+}
+
+// AppendQuery is Attach's parameters, as AppendHeaders; raw says whether dst
+// ends in a query already.
+func (p *Provider) AppendQuery(dst []byte, raw bool, fields map[string]*secret.Value) ([]byte, error) {
+	return p.appendAll(dst, fields, func(f *form, dst []byte, fields map[string]*secret.Value) ([]byte, error) {
+		if f.query == "" {
+			return dst, nil
+		}
+		switch {
+		case !raw:
+			dst, raw = append(dst, '?'), true
+		case dst[len(dst)-1] != '&':
+			dst = append(dst, '&')
+		}
+		return f.append(append(append(dst, f.name...), '='), fields)
+	})
+}
+
+func (p *Provider) appendAll(dst []byte, fields map[string]*secret.Value, one func(*form, []byte, map[string]*secret.Value) ([]byte, error)) ([]byte, error) {
+	n := len(dst)
+	var err error
+	for i := range p.also {
+		if f := &p.also[i]; err == nil && f.present(fields) {
+			dst, err = one(f, dst, fields)
+		}
+	}
+	if err == nil {
+		dst, err = one(&p.attach, dst, fields)
+	}
+	if err != nil {
+		secret.Wipe(dst[n:])
+		return dst[:n], err
+	}
+	return dst, nil
+}
+
+// line appends the field line of a header.
+func (f *form) line(dst []byte, fields map[string]*secret.Value) ([]byte, error) {
+	if f.header == "" {
+		return dst, nil
+	}
+	dst, err := f.append(append(append(dst, f.header...), ": "...), fields)
+	return append(dst, "\r\n"...), err
+}
+
+// Attached reports whether Attach puts a value into this header, so that
+// whatever the client wrote there, in any spelling, is to be left out.
+func (p *Provider) Attached(name []byte, fields map[string]*secret.Value) bool {
+	if p.attach.names(name) {
+		return true
+	}
+	for i := range p.also {
+		if f := &p.also[i]; f.names(name) && f.present(fields) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *form) names(name []byte) bool {
+	return f.header != "" && len(name) == len(f.header) && sameHeader(name, f.header)
+}
+
+// AttachedQuery is Attached for a query parameter's name, decoded.
+func (p *Provider) AttachedQuery(name string, fields map[string]*secret.Value) bool {
+	if p.attach.query != "" && strings.EqualFold(p.attach.query, name) {
+		return true
+	}
+	for i := range p.also {
+		if f := &p.also[i]; f.query != "" && strings.EqualFold(f.query, name) && f.present(fields) {
+			return true
+		}
+	}
+	return false
+}
+
 // sameHeader reports whether some server would read both names as one.
-func sameHeader(a, b string) bool {
+func sameHeader[T string | []byte](a T, b string) bool {
 	for i := range len(a) {
 		if plainHeader(a[i]) != plainHeader(b[i]) {
 			return false
@@ -95,50 +196,91 @@ func plainHeader(c byte) byte {
 	return c
 }
 
-// value builds the credential in a buffer of the right size, which is wiped.
+// value is the credential as one string; the buffer it was built in is wiped.
 func (f *form) value(fields map[string]*secret.Value) (string, error) {
-	size := 0
+	buf := make([]byte, 0, f.room(fields))
+	defer func() { secret.Wipe(buf[:cap(buf)]) }()
+	buf, err := f.append(buf, fields)
+	return string(buf), err
+}
+
+// room bounds what line and append add to a buffer.
+func (f *form) room(fields map[string]*secret.Value) int {
+	n := f.size(fields)
+	switch {
+	case f.query != "":
+		n = 3*n + len(f.name) + len("&=")
+	case f.basic:
+		n = len(basicScheme) + base64.StdEncoding.EncodedLen(n)
+	}
+	return n + len(f.header) + len(": \r\n")
+}
+
+// size is the length of the pieces, as far as the secret has them.
+func (f *form) size(fields map[string]*secret.Value) int {
+	n := 0
 	for _, p := range f.pieces {
 		if p.Field == "" {
-			size += len(p.Literal)
+			n += len(p.Literal)
+		} else {
+			n += fields[p.Field].Len()
+		}
+	}
+	return n
+}
+
+const basicScheme = "Basic "
+
+// append appends the credential as it is sent.
+func (f *form) append(dst []byte, fields map[string]*secret.Value) ([]byte, error) {
+	switch {
+	case f.basic:
+		return f.appendBasic(dst, fields)
+	case f.query != "":
+		return f.appendPieces(dst, fields, true)
+	}
+	return f.appendPieces(dst, fields, false)
+}
+
+// appendBasic appends the scheme and user:password in base64.
+func (f *form) appendBasic(dst []byte, fields map[string]*secret.Value) ([]byte, error) {
+	var room [512]byte
+	plain := room[:0]
+	if size := f.size(fields); size > len(room) {
+		plain = make([]byte, 0, size)
+	}
+	defer func() { secret.Wipe(plain[:cap(plain)]) }()
+	plain, err := f.appendPieces(plain, fields, false)
+	if err != nil {
+		return dst, err
+	}
+	return base64.StdEncoding.AppendEncode(append(dst, basicScheme...), plain), nil
+}
+
+func (f *form) appendPieces(dst []byte, fields map[string]*secret.Value, escaped bool) ([]byte, error) {
+	for i := range f.pieces {
+		p := &f.pieces[i]
+		if p.Field == "" {
+			dst = appendBytes(dst, f.literals[i], escaped)
 			continue
 		}
 		v := fields[p.Field]
 		if v.Len() == 0 {
-			return "", fmt.Errorf("the secret has no field %q, or it is empty", p.Field)
-		}
-		size += v.Len()
-	}
-	var room [512]byte
-	buf := room[:0]
-	if size > len(room) {
-		buf = make([]byte, 0, size)
-	}
-	defer func() { secret.Wipe(buf[:cap(buf)]) }()
-	for _, p := range f.pieces {
-		if p.Field == "" {
-			buf = append(buf, p.Literal...)
-			continue
+			return dst, fmt.Errorf("the secret has no field %q, or it is empty", p.Field)
 		}
 		fit := true
-		if !fields[p.Field].Use(func(b []byte) {
+		if !v.Use(func(b []byte) {
 			if fit = fits(b); fit {
-				buf = append(buf, b...) // never grows: size counted it
+				dst = appendBytes(dst, b, escaped)
 			}
 		}) {
-			return "", fmt.Errorf("field %q of the secret was wiped: its version is no longer in use", p.Field)
+			return dst, fmt.Errorf("field %q of the secret was wiped: its version is no longer in use", p.Field)
 		}
 		if !fit {
-			return "", fmt.Errorf("field %q of the secret holds a character that cannot be sent (a line break, a space at its edge, or one outside ASCII); store it again without", p.Field)
+			return dst, fmt.Errorf("field %q of the secret holds a character that cannot be sent (a line break, a space at its edge, or one outside ASCII); store it again without", p.Field)
 		}
 	}
-	switch {
-	case f.basic:
-		return basic(buf), nil
-	case f.query != "":
-		return escape(buf), nil
-	}
-	return string(buf), nil
+	return dst, nil
 }
 
 // fits wants printable ASCII without a space at either end.
@@ -151,26 +293,23 @@ func fits(b []byte) bool {
 	return len(b) == 0 || b[0] != ' ' && b[len(b)-1] != ' '
 }
 
-func basic(userpass []byte) string {
-	const scheme = "Basic "
-	b := make([]byte, len(scheme)+base64.StdEncoding.EncodedLen(len(userpass)))
-	defer secret.Wipe(b)
-	base64.StdEncoding.Encode(b[copy(b, scheme):], userpass)
-	return string(b)
+func appendBytes(dst, b []byte, escaped bool) []byte {
+	if escaped {
+		return appendEscaped(dst, b)
+	}
+	return append(dst, b...)
 }
 
-// escape percent-encodes everything but RFC 3986's unreserved characters.
-func escape(raw []byte) string {
-	b := make([]byte, 0, 3*len(raw))
-	defer func() { secret.Wipe(b[:cap(b)]) }()
+// appendEscaped percent-encodes everything but RFC 3986's unreserved characters.
+func appendEscaped(dst, raw []byte) []byte {
 	for _, c := range raw {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0 {
-			b = append(b, c)
+			dst = append(dst, c)
 		} else {
-			b = append(b, '%', "0123456789ABCDEF"[c>>4], "0123456789ABCDEF"[c&15])
+			dst = append(dst, '%', "0123456789ABCDEF"[c>>4], "0123456789ABCDEF"[c&15])
 		}
 	}
-	return string(b)
+	return dst
 }
 
 // setQuery returns raw with name=value as its last and only such parameter.

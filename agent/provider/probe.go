@@ -208,7 +208,9 @@ func repeats(text string, fields map[string]*secret.Value) bool {
 			enc := make([]byte, base64.RawStdEncoding.EncodedLen(len(b)))
 			defer secret.Wipe(enc)
 			base64.RawStdEncoding.Encode(enc, b)
-			found = found || bytes.Contains([]byte(text), b) || strings.Contains(text, escape(b)) || bytes.Contains([]byte(text), enc[:len(enc)-1])
+			escaped := appendEscaped(make([]byte, 0, 3*len(b)), b)
+			defer func() { secret.Wipe(escaped) }()
+			found = found || bytes.Contains([]byte(text), b) || bytes.Contains([]byte(text), escaped) || bytes.Contains([]byte(text), enc[:len(enc)-1])
 		})
 	}
 	return found

@@ -23,6 +23,7 @@ type Provider struct {
 	host   string // of the base URL, with its port unless that is the scheme's
 	base   string // path of the base URL, no trailing slash
 	prefix string // default prefix
+	full   string // base and prefix
 	first  string // the prefix's first segment
 
 	attach       form
@@ -54,6 +55,7 @@ func New(s spec.Spec) (*Provider, error) {
 		return nil, fmt.Errorf("provider %s: base_url: %w", s.Name, err)
 	}
 	p.scheme, p.host, p.base = u.Scheme, u.Host, strings.TrimSuffix(u.EscapedPath(), "/")
+	p.full = p.base + p.prefix
 	p.first, _, _ = strings.Cut(strings.TrimPrefix(p.prefix, "/"), "/")
 	if p.attach, err = compile(s.Attach); err != nil {
 		return nil, fmt.Errorf("provider %s: attach: %w", s.Name, err)

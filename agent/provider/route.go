@@ -22,15 +22,15 @@ func (p *Provider) RouteURL(rest string) (scheme, host, path string) {
 	if !CleanPath(rest) {
 		return "", "", ""
 	}
-	switch {
-	case p.prefix != "" && !p.prefixed(rest):
-		path = p.base + p.prefix + rest
-	case p.base != "":
-		path = p.base + rest
-	default:
-		path = rest
+	return p.scheme, p.host, p.Before(rest) + rest
+}
+
+// Before is what RouteURL puts before rest, which is a clean path. It does not allocate.
+func (p *Provider) Before(rest string) string {
+	if p.prefix != "" && !p.prefixed(rest) {
+		return p.full
 	}
-	return p.scheme, p.host, path
+	return p.base
 }
 
 // RoutePath is RouteURL backwards: of the provider's path (escaped, with or
