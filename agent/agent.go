@@ -151,6 +151,7 @@ func assemble(o Options) (*Agent, error) {
 	a.onStop(a.ca.Close)
 	a.proxy = proxy.New(proxy.Options{
 		Known: a.known, Leaf: a.ca.Leaf, Metrics: proxy.NewMetrics(a.registry), Logger: a.log, Audit: a.sink,
+		Lines:       &proxy.Lines{Write: func(line []byte) { batch.Write(line) }, Text: o.Config.Log.Format == "text"},
 		Environment: o.Config.Environment, ProxyID: o.Config.ProxyID, Why: a.why,
 	})
 	a.onStop(func() { a.proxy.Shutdown(context.Background()) }) // where nothing was served, nothing is waited for

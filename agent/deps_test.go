@@ -54,7 +54,8 @@ var rooms = map[string][]arrow{
 	"agent/admin":    {{"agent/secret", "the arena's gauges"}},
 	"agent/proxy": {
 		{"agent/keyring", "picks a version"}, {"agent/provider", "attaches it"}, {"agent/provider/spec", "error shapes and hosts"},
-		{"agent/redact", "scrubs answers"}, {"agent/upstream", "dials"}, {"agent/audit", "records refusals"}, {"agent/proxy/h1", "strict framing"},
+		{"agent/redact", "scrubs answers"}, {"agent/upstream", "dials"}, {"agent/audit", "records refusals"}, {"agent/proxy/h1", "reads and frames strictly"},
+		{"agent/secret", "wipes what a key was sent from"},
 	},
 	"config": {{"agent/provider/spec", "a provider's shape"}, {"agent/rotation", "a ramp's shape"}},
 	"agent": {

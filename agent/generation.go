@@ -29,8 +29,9 @@ type generation struct {
 	store   *openStore
 	routing *proxy.Routing
 	keys    map[string]*loadedKey // by keyring name
-	idle    []func()              // closes idle connections of each transport
-	files   map[string]fileHash   // that the configuration names, as they were read
+	idle    []func()              // closes idle connections of each pool and transport
+	pools   []*upstream.Pool
+	files   map[string]fileHash // that the configuration names, as they were read
 
 	cancel context.CancelFunc
 	wg     stdsync.WaitGroup
@@ -162,18 +163,28 @@ func (a *Agent) target(g *generation, dialer *upstream.Dialer, p config.Provider
 	if err != nil {
 		return nil, fmt.Errorf("ca_file: %w", err)
 	}
-	tr, err := dialer.Transport(upstream.TransportOptions{CAFile: roots, HTTP2: p.HTTP2})
+	o := upstream.TransportOptions{CAFile: roots, HTTP2: p.HTTP2}
+	pool, err := dialer.Pool(o)
 	if err != nil {
 		return nil, err
 	}
-	g.idle = append(g.idle, tr.CloseIdleConnections)
+	tr, err := dialer.Transport(o) // the probe's
+	if err != nil {
+		return nil, err
+	}
+	g.idle = append(g.idle, pool.CloseIdle, tr.CloseIdleConnections)
+	g.pools = append(g.pools, pool)
 	k := g.keys[p.KeyName()]
 	if k == nil {
 		k = a.key(g, p, prov, func(ctx context.Context, fields map[string]*secret.Value) provider.Result {
 			return prov.Probe(ctx, tr, fields)
 		})
 	}
-	return &proxy.Target{Name: p.Name, Provider: prov, Key: k.key, Transport: tr, Forward: p.Forwards()}, nil
+	t := &proxy.Target{Name: p.Name, Provider: prov, Key: k.key, Pool: pool, Forward: p.Forwards()}
+	if p.HTTP2 {
+		t.Transport = tr
+	}
+	return t, nil
 }
 
 func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, probe func(context.Context, map[string]*secret.Value) provider.Result) *loadedKey {
@@ -232,6 +243,9 @@ func (g *generation) halt() {
 	g.cancel()
 	g.wg.Wait()
 	g.closeIdle()
+	for _, p := range g.pools {
+		p.Close() // what is still in use ends when it comes back
+	}
 }
 
 // stop is halt, and lets go of the store.

@@ -12,8 +12,9 @@ import (
 func TestMatchingAllocatesNothing(t *testing.T) {
 	w := newWorld(t, nil)
 	rt := w.s.routing.Load()
+	path := []byte("/openai/v1/chat/completions")
 	if n := testing.AllocsPerRun(100, func() {
-		if tg, rest := rt.byRoute("/openai/v1/chat/completions"); tg == nil || rest != "/v1/chat/completions" {
+		if tg, rest := rt.byRoute(path); tg == nil || string(rest) != "/v1/chat/completions" {
 			t.Error("no match")
 		}
 		if rt.at(w.upHost, "", "") == nil {
@@ -34,6 +35,22 @@ func TestHTTP2Upstream(t *testing.T) {
 		readAll(t, resp)
 		if got := w.only().ProtoMajor == 2; got != on || w.only().Header.Get("Authorization") != "Bearer "+key1 {
 			t.Errorf("http2 %t: %s, %q", on, w.only().Proto, w.only().Header["Authorization"])
+		}
+	}
+}
+
+// What net/http takes from a server that speaks HTTP/1.1 all the same is not passed on.
+func TestHTTP2UpstreamThatIsNone(t *testing.T) {
+	for field, want := range map[string]int{"X-A: b": 200, "Content-Length : 1": 502, "X y: b": 502} {
+		w := newWorld(t, nil)
+		w.rawUpstream(t, says(func() string { return "HTTP/1.1 200 OK\r\n" + field + "\r\nContent-Length: 2\r\n\r\nok" }))
+		w.s.Swap(w.routing(worldConfig{http2: true}))
+		resp, err := w.client().Get(w.url("/openai/v1/models"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if readAll(t, resp); resp.StatusCode != want {
+			t.Errorf("%q: %s", field, resp.Status)
 		}
 	}
 }

@@ -150,9 +150,9 @@ func TestLoadWhileGenerationsChange(t *testing.T) {
 			for time.Now().Before(l.end) {
 				was = append(was, w.key.Entries()...)
 				w.install(key1, key2)
-				old := w.s.routing.Load().routes["openai"].Transport.(*http.Transport)
+				old := w.s.routing.Load()
 				w.s.Swap(w.routing(worldConfig{tunnel: true, http2: h2}))
-				old.CloseIdleConnections()
+				w.closeIdle(old)
 				time.Sleep(20 * time.Millisecond) // the clients' turn
 			}
 			clients.Wait()

@@ -184,82 +184,66 @@ func TestPanicOnAConnectionIsContained(t *testing.T) {
 	readAll(t, resp)
 }
 
-// deadlines notes the deadlines that are set.
-type deadlines struct {
-	net.Conn
-	mu  sync.Mutex
-	set []time.Duration // from now on; 0: none
-}
-
-func (d *deadlines) SetReadDeadline(t time.Time) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if t.IsZero() {
-		d.set = append(d.set, 0)
-	} else {
-		d.set = append(d.set, time.Until(t).Round(time.Second))
-	}
-	return d.Conn.SetReadDeadline(t)
-}
-
 // A client has headTimeout to send its first head, a TLS handshake included,
 // and idleTimeout for each further one.
 func TestTimeForAHead(t *testing.T) {
-	w := newWorld(t, nil)
-	server, client := pipe(t)
-	conn := &deadlines{Conn: server}
-	sess := newSession(conn, &w.s.closing, func(rw http.ResponseWriter, _ *http.Request) {})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		sess.serve()
-	}()
-	br := bufio.NewReader(client)
-	for range 2 {
-		io.WriteString(client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-		answers(t, br, 1)
+	w := newWorld(t, nil, withTimes(func(s *Server) { s.headTimeout, s.idleTimeout = 100*time.Millisecond, time.Hour }))
+	ends := func(c net.Conn) {
+		t.Helper()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if b, err := io.ReadAll(c); len(b) > 0 || isTimeout(err) {
+			t.Errorf("%q, %v", b, err)
+		}
 	}
-	client.Close()
-	<-done
-	if got := fmt.Sprint(conn.set); got != fmt.Sprint([]time.Duration{headTimeout, 0, idleTimeout, 0, idleTimeout}) {
-		t.Errorf("deadlines: %s", got)
+	silent, slow, inTunnel := w.dial(), w.dial(), w.dial()
+	io.WriteString(slow, "GET / HTTP/1.1\r\nHo")
+	fmt.Fprintf(inTunnel, "CONNECT %[1]s HTTP/1.1\r\nHost: %[1]s\r\n\r\n", w.upHost)
+	if err := readUntil(inTunnel, "\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{silent, slow, inTunnel} {
+		ends(c)
+	}
+	for _, patience := range []time.Duration{time.Hour, 100 * time.Millisecond} {
+		w := newWorld(t, nil, withTimes(func(s *Server) { s.idleTimeout = patience }))
+		c := w.dial()
+		fmt.Fprintf(c, "GET /nosuch HTTP/1.1\r\nHost: %s\r\n\r\n", w.addr)
+		if err := readUntil(c, "\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+		if patience < time.Hour {
+			c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, c); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		c.SetReadDeadline(time.Now().Add(3 * sweepSlow / 2)) // longer than a head may take, and somebody looks
+		if _, err := io.Copy(io.Discard, c); !isTimeout(err) {
+			t.Errorf("an idle connection: %v", err)
+		}
 	}
 }
 
-// A watch that fires a request late finds the next one watched, or nothing to watch.
-func TestOneWatchAtATime(t *testing.T) {
-	w := newWorld(t, nil)
-	server, client := pipe(t)
-	sess := newSession(server, &w.s.closing, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	sess.watch() // no request: nothing to watch
-	sess.cancel = cancel
-	first, second := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(first)
-		sess.watch()
-	}()
-	until(t, "no watch", func() bool {
-		sess.mu.Lock()
-		defer sess.mu.Unlock()
-		return sess.watching
-	})
-	go func() {
-		defer close(second)
-		sess.watch()
-	}()
-	select {
-	case <-second:
-	case <-first:
-		t.Error("the watch ended")
-	case <-time.After(10 * time.Second):
-		t.Error("two watches read from one client")
+// A provider that says nothing for too long is given up.
+func TestTimeForAnAnswer(t *testing.T) {
+	stop := make(chan struct{})
+	w := newWorld(t, func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-stop:
+		}
+	}, withTimes(func(s *Server) { s.sweeper.first = 100 * time.Millisecond }))
+	defer close(stop)
+	for _, y := range w.ways() {
+		y.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(y, y.fill("GET PRE/v1/models HTTP/1.1\r\nHost: HOST\r\n\r\n"))
+		resp, err := http.ReadResponse(bufio.NewReader(y), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if readAll(t, resp); resp.StatusCode != http.StatusGatewayTimeout || resp.Header.Get(errorField) != codeTimeout {
+			t.Errorf("%s", resp.Status)
+		}
 	}
-	client.Close()
-	<-first
-	if ctx.Err() == nil {
-		t.Error("the request was not given up")
-	}
-	server.Close()
-	<-second
 }

@@ -14,6 +14,7 @@ func BenchmarkExchange(b *testing.B) {
 	for _, name := range []string{"route", "connect"} {
 		b.Run(name, func(b *testing.B) {
 			w := newWorld(b, nil)
+			w.s.Lines = &Lines{Write: func([]byte) {}}
 			var c net.Conn = w.dial()
 			path, host := "/openai/v1/models", w.addr
 			if name == "connect" {

@@ -7,7 +7,125 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"github.com/postern-proxy/postern/agent/proxy/h1"
 )
+
+// clientBody is the body of a session's request, without its framing. It knows
+// when it was read to its end, and tells a client that asked for it to go on
+// when it is read from the connection first.
+type clientBody struct {
+	c             *session
+	ready         []byte // came with the head
+	left          int64  // of Content-Length, behind ready
+	chunked       bool
+	dec           h1.Chunked
+	wantsContinue bool
+	brokenOff     bool // by detach: the client sends nothing
+	asked, ended  atomic.Bool
+}
+
+// begin looks at what came with the head. The error is what is wrong with it.
+func (b *clientBody) begin() error {
+	c := b.c
+	b.ready, b.left, b.chunked, b.brokenOff = nil, c.req.Length, c.req.Chunked, false
+	_, expects := c.req.Get("Expect")
+	b.wantsContinue = expects > 0 && c.req.Minor == 1
+	b.asked.Store(false)
+	if c.pin == nil && view(c.req.Method) == http.MethodConnect { // what follows is the tunnel's, whatever the head says
+		b.left, b.chunked = 0, false
+	}
+	came := c.in[c.r:c.w]
+	ended := true
+	switch {
+	case b.chunked:
+		b.dec.Reset()
+		data, n, err := b.dec.Next(came)
+		if err != nil {
+			return err
+		}
+		b.ready = data
+		c.r += n
+		ended = b.dec.Ended()
+	case b.left > 0:
+		b.ready = came[:min(int64(len(came)), b.left)]
+		c.r += len(b.ready)
+		b.left -= int64(len(b.ready))
+		ended = b.left == 0
+	}
+	b.ended.Store(ended && len(b.ready) == 0)
+	return nil
+}
+
+// none reports whether the request has no body.
+func (b *clientBody) none() bool { return !b.chunked && b.c.req.Length == 0 }
+
+// whole reports whether all of it came already; it is ready then.
+func (b *clientBody) whole() bool {
+	if b.chunked {
+		return b.dec.Ended()
+	}
+	return b.left == 0
+}
+
+// take gives what is ready, as Read would.
+func (b *clientBody) take() []byte {
+	data := b.ready
+	b.ready = nil
+	b.ended.Store(b.whole())
+	return data
+}
+
+// Read implements io.Reader.
+func (b *clientBody) Read(p []byte) (int, error) {
+	for {
+		if len(b.ready) > 0 {
+			n := copy(p, b.ready)
+			if b.ready = b.ready[n:]; len(b.ready) == 0 {
+				b.ended.Store(b.whole())
+			}
+			return n, nil
+		}
+		if b.whole() {
+			return 0, io.EOF
+		}
+		n, err := b.more(p)
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// more reads from the connection; what ends there is no body that ended.
+func (b *clientBody) more(p []byte) (int, error) {
+	if b.wantsContinue && !b.asked.Swap(true) {
+		b.c.sayContinue()
+	}
+	if !b.chunked {
+		p = p[:min(int64(len(p)), b.left)]
+	}
+	n, err := b.c.conn.Read(p)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if n == 0 {
+		return 0, err
+	}
+	if !b.chunked {
+		b.left -= int64(n)
+		b.ended.Store(b.left == 0)
+		return n, nil
+	}
+	data, used, err := b.dec.Next(p[:n])
+	if err != nil {
+		return 0, err
+	}
+	if b.dec.Ended() {
+		b.c.unread(p[used:n])
+		b.ended.Store(true)
+	}
+	return len(data), nil
+}
 
 // What is kept of request bodies for a retry: a body, and all bodies together.
 const (
@@ -32,12 +150,13 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 
 var errDetached = errors.New("the request's body is no longer read")
 
-// body is a request's body on its way to the provider. A transport may go on
-// reading it after an early answer; detach ends that, so that the server finds
-// nobody reading when the handler returns. Where a retry is possible it also
-// keeps a copy, unless the body turns out too long.
+// body is a request's body on its way to the provider, read by another
+// goroutine than the session's. That one may go on reading after an early
+// answer; detach ends it, so that the session finds nobody reading when the
+// exchange is over. Where a retry is possible it also keeps a copy, unless the
+// body turns out too long.
 type body struct {
-	src    io.ReadCloser
+	src    io.Reader
 	budget *budget
 
 	detached atomic.Bool
@@ -46,19 +165,10 @@ type body struct {
 	buf      []byte
 }
 
-func newBody(src io.ReadCloser, b *budget) *body {
-	return &body{src: src, budget: b, turn: make(chan struct{}, 1)}
-}
-
-// wrapBody takes out's body over; nil where there is none.
-func (x *exchange) wrapBody(out *http.Request) *body {
-	if out.Body == nil {
-		return nil
-	}
-	b := newBody(out.Body, &x.s.bodies)
-	b.keep.Store(x.t.Key.Spare() && out.ContentLength <= maxBody)
-	out.Body = b
-	return b
+func newBody(src io.Reader, b *budget, keep bool) *body {
+	w := &body{src: src, budget: b, turn: make(chan struct{}, 1)}
+	w.keep.Store(keep)
+	return w
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -91,8 +201,7 @@ func (b *body) forget() {
 	b.buf = nil
 }
 
-// Close is the transport's. The source stays open: the server closes it, and
-// the rest of it may still be wanted.
+// Close is a transport's. The source stays open: the rest of it may still be wanted.
 func (b *body) Close() error { return nil }
 
 // replay returns a body that yields the whole of it once more: what was kept,
@@ -114,7 +223,7 @@ func (b *body) replay() *body {
 		return nil
 	}
 	b.detached.Store(true)
-	again := newBody(io.NopCloser(io.MultiReader(bytes.NewReader(b.buf), b.src)), b.budget)
+	again := newBody(io.MultiReader(bytes.NewReader(b.buf), b.src), b.budget, false)
 	again.buf = b.buf // and its place in the budget
 	b.keep.Store(false)
 	b.buf = nil
@@ -123,16 +232,15 @@ func (b *body) replay() *body {
 
 // detach ends all reading of the source. A read that waits for the client is
 // broken off, which costs the client its connection: it has its answer.
-func (b *body) detach(x *exchange) {
-	if b == nil {
-		return
-	}
+func (b *body) detach(c *session) {
 	b.detached.Store(true)
 	select {
 	case b.turn <- struct{}{}:
 	default:
-		http.NewResponseController(x.w).SetReadDeadline(time.Unix(1, 0))
+		c.conn.SetReadDeadline(time.Unix(1, 0))
 		b.turn <- struct{}{}
+		c.body.brokenOff = true
+		c.conn.SetReadDeadline(time.Time{})
 	}
 	b.forget()
 	<-b.turn

@@ -1,7 +1,7 @@
 package proxy
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -98,53 +98,47 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 		},
 		SessionTicketsDisabled: true, // a ticket would outlive the pin
 	})
-	p := &pinned{
-		guarded: guard(secure), host: host, port: port,
-		hostport: net.JoinHostPort(host, port), header: hostHeader(s.routing.Load().scheme(net.JoinHostPort(host, port)), host, port),
+	s.run(secure, &pinned{
+		host: host, port: port, hostport: net.JoinHostPort(host, port),
+		header: hostHeader(s.scheme(net.JoinHostPort(host, port)), host, port),
+	})
+}
+
+// scheme is how the provider at host:port is spoken to.
+func (s *Server) scheme(hostport string) string {
+	if p := s.routing.Load().hosts[hostport]; p != nil {
+		return p.scheme
 	}
-	s.conns.run(p, newSession(p, &s.closing, s.serveInner))
+	return "https"
 }
 
 var errSNI = errors.New("the TLS server name is not the host of CONNECT")
 
-// pinned is the decrypted client connection inside CONNECT to host:port. The
-// TLS handshake happens at its first read.
+// pinned is the host:port of the CONNECT that a client's connection is inside
+// of. The TLS handshake happens at its first read.
 type pinned struct {
-	guarded
 	host, port string
 	hostport   string // host:port
 	header     string // the same as the Host field says it
 }
 
-// connKey is the context key under which a request finds its connection.
-type connKey struct{}
-
-// framing is what was wrong with what the client sent on its connection, or nil.
-func (x *exchange) framing() error {
-	if c, ok := x.r.Context().Value(connKey{}).(interface{ Failed() error }); ok {
-		return c.Failed()
-	}
-	return nil
-}
-
-// bufferedHijacker gives goproxy a hijacked connection that first yields what
-// the server had read ahead; goproxy drops the reader that holds it.
-type bufferedHijacker struct{ http.ResponseWriter }
-
-func (b bufferedHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, brw, err := http.NewResponseController(b.ResponseWriter).Hijack()
+// openTunnel serves a CONNECT on the listener: the connection is the tunnel's
+// from there on, or is closed with an answer.
+func (c *session) openTunnel() ending {
+	w := c.newResponse()
+	r, err := c.httpRequest()
 	if err != nil {
-		return nil, nil, err
+		c.answer(http.StatusBadRequest, codeFraming, "the request cannot be read as HTTP/1.1")
+		return endNow
 	}
-	opaque(conn)
-	conn.SetDeadline(time.Time{})
-	if n := brw.Reader.Buffered(); n > 0 {
-		early, _ := brw.Reader.Peek(n)
-		conn = &prefixed{Conn: conn, early: append([]byte(nil), early...)}
+	c.s.front.ServeHTTP(w, r)
+	if c.hijacked || !w.finish() {
+		return endNow
 	}
-	return conn, brw, nil
+	return goOn
 }
 
+// prefixed is a hijacked connection that first yields what the session had read ahead.
 type prefixed struct {
 	net.Conn
 	early []byte
@@ -188,32 +182,6 @@ func (s *Server) tunnelFailed(w io.Writer, ctx *goproxy.ProxyCtx, err error) {
 	problemResponse(status, code, clientText(err)).Write(w)
 }
 
-// foreignAnswer is what the client gets of a plain request to a host that is
-// not configured: its answer, or our error where there is none. No upgrade was
-// asked for, and goproxy would act on one.
-func foreignAnswer(resp *http.Response, ctx *goproxy.ProxyCtx) *http.Response {
-	err := ctx.Error
-	if resp != nil {
-		stripResponse(resp.Header)
-		if resp.StatusCode >= http.StatusOK {
-			return resp
-		}
-		err = errors.New("malformed HTTP: a status that is none")
-	}
-	err = upstream.Explain(ctx.Req.URL.Host, err)
-	status, code := failure(err)
-	if x, ok := ctx.Req.Context().Value(exchangeKey{}).(*exchange); ok {
-		x.status = status
-		x.fail(code, err)
-	}
-	resp = problemResponse(status, code, clientText(err))
-	resp.Request = ctx.Req
-	return resp
-}
-
-// exchangeKey is the context key under which goproxy's handlers find the exchange.
-type exchangeKey struct{}
-
 // failure is the status and code for a host that could not be reached.
 func failure(err error) (status int, code string) {
 	var ue *upstream.Error
@@ -243,46 +211,6 @@ func problemResponse(status int, code, msg string) *http.Response {
 	return &http.Response{
 		StatusCode: status, Status: fmt.Sprintf("%d %s", status, http.StatusText(status)),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: h, Close: true,
-		ContentLength: int64(len(body)), Body: io.NopCloser(newReader(body)),
+		ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body)),
 	}
 }
-
-// foreign serves an absolute-form request to a host that is not configured:
-// passed on as it is, without a key, or refused.
-func (x *exchange) foreign(host, port string) {
-	hostport := net.JoinHostPort(host, port)
-	if !x.rt.Tunnel {
-		x.refuse(http.StatusForbidden, codeUnmatched, foreignText(hostport), nil)
-		return
-	}
-	if x.r.URL.Scheme != "http" {
-		x.refuse(http.StatusBadRequest, codeBadHost, "an https URL of a host that is not configured goes through CONNECT", nil)
-		return
-	}
-	stripRequest(x.r.Header, foreignStrip)
-	r := x.r.WithContext(context.WithValue(x.r.Context(), exchangeKey{}, x))
-	if r.Body != http.NoBody {
-		x.body = newBody(r.Body, &x.s.bodies)
-		r.Body = x.body
-		defer x.body.detach(x)
-	}
-	x.code = "tunnelled"
-	x.s.front.ServeHTTP(flushing{x.w}, r)
-}
-
-// foreignStrip leaves the client's credentials alone: they are its own, for a
-// host that is not ours to care for.
-var foreignStrip = stripSet([]string{"Proxy-Authorization"})
-
-// flushing flushes every write, because goproxy flushes only what calls itself an event stream.
-type flushing struct{ http.ResponseWriter }
-
-func (f flushing) Write(p []byte) (int, error) {
-	n, err := f.ResponseWriter.Write(p)
-	if err == nil {
-		err = http.NewResponseController(f.ResponseWriter).Flush()
-	}
-	return n, err
-}
-
-func (f flushing) Unwrap() http.ResponseWriter { return f.ResponseWriter }

@@ -67,9 +67,13 @@ type worldConfig struct {
 	keys   []string
 	own    func(netip.AddrPort) bool
 	http2  bool
+
+	untrusted bool // the upstream's certificate is
+	tune      func(*Server)
 }
 
 func withSpec(f func(*spec.Spec)) worldOption { return func(c *worldConfig) { c.spec = f } }
+func withTimes(f func(*Server)) worldOption   { return func(c *worldConfig) { c.tune = f } }
 func withTunnel(c *worldConfig)               { c.tunnel = true }
 func withKeys(keys ...string) worldOption     { return func(c *worldConfig) { c.keys = keys } }
 
@@ -113,6 +117,9 @@ func newWorld(t testing.TB, handler http.HandlerFunc, opts ...worldOption) *worl
 		Logger: slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	w.s.lull = 10 * time.Millisecond
+	if c.tune != nil {
+		c.tune(w.s)
+	}
 	w.s.Swap(w.routing(c))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -130,9 +137,7 @@ func newWorld(t testing.TB, handler http.HandlerFunc, opts ...worldOption) *worl
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}
-		for _, tg := range w.s.routing.Load().routes {
-			tg.Transport.(*http.Transport).CloseIdleConnections()
-		}
+		w.closeIdle(w.s.routing.Load())
 		w.s.front.Tr.CloseIdleConnections()
 		w.upstream.Close()
 		goleak.VerifyNone(t, leaks)
@@ -154,16 +159,37 @@ func (w *world) routing(c worldConfig) *Routing {
 		w.t.Fatal(err)
 	}
 	roots := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.upstream.Certificate().Raw})
-	tr, err := w.dialer.Transport(upstream.TransportOptions{CAFile: roots, HTTP2: c.http2})
-	if err != nil {
+	o := upstream.TransportOptions{CAFile: roots, HTTP2: c.http2}
+	if c.untrusted {
+		o.CAFile = nil
+	}
+	tg := &Target{Name: "openai", Provider: p, Key: w.key, Forward: true}
+	if tg.Pool, err = w.dialer.Pool(o); err != nil {
 		w.t.Fatal(err)
 	}
-	rt, err := NewRouting([]*Target{{Name: "openai", Provider: p, Key: w.key, Transport: tr, Forward: true}})
+	if c.http2 {
+		if tg.Transport, err = w.dialer.Transport(o); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	rt, err := NewRouting([]*Target{tg})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	rt.Tunnel, rt.Hosts, rt.Dialer = c.tunnel, c.hosts, w.dialer
 	return rt
+}
+
+// closeIdle ends the connections of a generation that nobody uses.
+func (w *world) closeIdle(rt *Routing) {
+	for _, tg := range rt.routes {
+		if tg.Pool != nil {
+			tg.Pool.Close()
+		}
+		if tr, ok := tg.Transport.(*http.Transport); ok {
+			tr.CloseIdleConnections()
+		}
+	}
 }
 
 // install makes the first of keys the one that every request carries; the others are usable for a retry.

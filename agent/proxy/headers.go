@@ -1,11 +1,11 @@
 package proxy
 
 import (
-	"net/http"
-	"net/textproto"
+	"bytes"
 	"strings"
+	"unsafe"
 
-	"github.com/postern-proxy/postern/agent/redact"
+	"github.com/postern-proxy/postern/agent/proxy/h1"
 )
 
 // Fields that concern one connection only (RFC 9110 section 7.6.1), and those
@@ -20,92 +20,101 @@ var forwarded = []string{
 	"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-Ip", "Via",
 }
 
-// stripSet is every request field that never passes, by canonical name.
-func stripSet(auth []string) map[string]bool {
-	set := map[string]bool{}
-	for _, names := range [][]string{hopByHop, forwarded, auth} {
-		for _, n := range names {
-			set[textproto.CanonicalMIMEHeaderKey(n)] = true
-		}
-	}
-	return set
+// own are the fields that the agent writes itself, once.
+var own = []string{"Host", "Content-Length", "Accept-Encoding"}
+
+// names is a set of field names, found in any case and with '_' for '-': some
+// servers read both alike. Looking allocates nothing.
+type names struct {
+	byLen [][]string // lower case, with '-'
 }
 
-// stripRequest removes from h whatever the client may not send on: the fields
-// its Connection names, hop-by-hop fields, and every credential that any known
-// provider would take, also where '_' stands for '-' (some servers read both
-// alike). It runs before the key is attached, so that nothing the client writes
-// can remove the key (golang/go#50580).
-func stripRequest(h http.Header, strip map[string]bool) {
-	for _, v := range h["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = textproto.TrimString(name); name != "" {
-				h.Del(name)
+func newNames(lists ...[]string) *names {
+	s := &names{}
+	for _, l := range lists {
+		for _, n := range l {
+			for len(s.byLen) <= len(n) {
+				s.byLen = append(s.byLen, nil)
+			}
+			b := []byte(n)
+			for i, c := range b {
+				b[i] = h1.Fold(c)
+			}
+			s.byLen[len(n)] = append(s.byLen[len(n)], string(b))
+		}
+	}
+	return s
+}
+
+func (s *names) has(name []byte) bool {
+	if len(name) >= len(s.byLen) {
+		return false
+	}
+	for _, n := range s.byLen[len(name)] {
+		if h1.Same(name, n) {
+			return true
+		}
+	}
+	return false
+}
+
+// stripSet is every request field that is not passed as it came.
+func stripSet(auth []string) *names { return newNames(hopByHop, forwarded, own, auth) }
+
+// stripAnswer is every field of an answer that is not: those of its connection
+// and, since the body is framed anew, its length.
+var stripAnswer = newNames(hopByHop, []string{"Content-Length"})
+
+// nominated reports whether one of the Connection fields names a field.
+func nominated(h *h1.Head, name []byte) bool {
+	for _, list := range h.Connection {
+		for len(list) > 0 {
+			var member []byte
+			if member, list = h1.NextToken(list); len(member) == len(name) && h1.EqualFold(name, view(member)) {
+				return true
 			}
 		}
 	}
-	for k := range h {
-		if strip[k] || strings.IndexByte(k, '_') >= 0 && strip[textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(k, "_", "-"))] {
-			delete(h, k)
-		}
-	}
+	return false
 }
 
-// stripResponse removes hop-by-hop fields from an answer, and names with a space
-// in them, which net/http lets through: a client may read "Content-Length : 5"
-// as the framing of an answer that is framed in another way (RFC 9112 section 5.1).
-func stripResponse(h http.Header) {
-	for k := range h {
-		if strings.IndexByte(k, ' ') >= 0 {
-			delete(h, k)
+// passed is what goes on of a field of the client's: nothing of one that its
+// Connection names, that is hop-by-hop, that any known provider would take a
+// credential from, or that the key is attached in. It is asked before the key is
+// attached, so that nothing the client writes can remove the key (golang/go#50580).
+func (x *exchange) passed(f *h1.Field) (value string, ok bool) {
+	if x.rt.strip.has(f.Name) || nominated(&x.req.Head, f.Name) || x.t.Provider.Attached(f.Name, x.fields) {
+		return "", false
+	}
+	if x.upgrade {
+		switch {
+		case h1.Same(f.Name, "sec-websocket-extensions"):
+			return "", false // permessage-deflate could not be scrubbed
+		case h1.Same(f.Name, "sec-websocket-protocol"):
+			value = subprotocols(view(f.Value))
+			return value, value != ""
 		}
 	}
-	for _, v := range h["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = textproto.TrimString(name); name != "" {
-				h.Del(name)
-			}
-		}
-	}
-	for _, n := range hopByHop {
-		delete(h, n)
-	}
+	return view(f.Value), true
 }
+
+// view is b as a string that is valid only as long as b is left alone.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // shortest is the length below which no known value can be; see secret.CheckKey.
 const shortest = 16
 
-// maskHeaders overwrites known values in an answer's fields.
-func maskHeaders(h http.Header, known *redact.Set, scratch []byte) {
-	for _, vs := range h {
-		for i, v := range vs {
-			if len(v) < shortest {
-				continue
-			}
-			scratch = append(scratch[:0], v...)
-			if known.Mask(scratch, "header") > 0 {
-				vs[i] = string(scratch)
-			}
-		}
-	}
-}
-
 // Fields whose absolute URLs lead back to the provider, past the agent.
-var urlFields = []string{"Location", "Content-Location", "X-Goog-Upload-Url", "Operation-Location", "Link"}
+var urlFields = newNames([]string{"Location", "Content-Location", "X-Goog-Upload-Url", "Operation-Location", "Link"})
 
-// rewriteURLs turns absolute URLs to the matched host into URLs of the route,
-// so that a client following them comes back through the agent.
-func rewriteURLs(h http.Header, t *Target, selfHost string) {
-	for _, f := range urlFields {
-		vs := h[f]
-		for i, v := range vs {
-			if f == "Link" {
-				vs[i] = rewriteLink(v, t, selfHost)
-			} else {
-				vs[i] = rewriteURL(v, t, selfHost)
-			}
-		}
+// rewritten is a field's value as a client of the route has to see it: absolute
+// URLs to the matched host become URLs of the route, so that a client following
+// them comes back through the agent.
+func rewritten(f h1.Field, t *Target, selfHost string) string {
+	if len(f.Name) == len("Link") {
+		return rewriteLink(string(f.Value), t, selfHost)
 	}
+	return rewriteURL(string(f.Value), t, selfHost)
 }
 
 // rewriteURL rewrites one URL; what does not lead to the target stays.
@@ -122,7 +131,7 @@ func rewriteURL(v string, t *Target, selfHost string) string {
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		hostport, path = rest[:i], rest[i:]
 	}
-	host, port, err := authority(hostport, map[bool]string{true: "443", false: "80"}[strings.EqualFold(scheme, "https")])
+	host, port, err := authority(hostport, defaultPort(scheme))
 	if err != nil || !t.Provider.Lists(host, port) {
 		return v
 	}
@@ -147,4 +156,19 @@ func rewriteLink(v string, t *Target, selfHost string) string {
 	}
 	b.WriteString(v)
 	return b.String()
+}
+
+// values are all values of a field, as one list.
+func values(h *h1.Head, name string) []byte {
+	v, n := h.Get(name)
+	if n <= 1 {
+		return v
+	}
+	var all [][]byte
+	for _, f := range h.Fields {
+		if h1.EqualFold(f.Name, name) {
+			all = append(all, f.Value)
+		}
+	}
+	return bytes.Join(all, []byte{','})
 }

@@ -1,10 +1,11 @@
 package proxy
 
 import (
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/postern-proxy/postern/agent/proxy/h1"
 )
 
 // fromProgram refuses what a web page can send to a route. A page can make a
@@ -19,20 +20,32 @@ func (x *exchange) fromProgram() bool {
 	return x.crossSite()
 }
 
-// crossSite refuses requests that a browser marks as another site's. Programs
-// send neither field, or only such values as pass here.
+// crossSite refuses what a browser sends for a page, on every way in: requests of
+// another site or origin, and whatever is to be shown or run (its destination is not
+// empty). The latter because a browser says "none" of an address that somebody typed, and
+// of all that it is redirected to (Chromium 156): any site that is visited could lead
+// on to here. Programs send none of these fields, or only values that pass.
 func (x *exchange) crossSite() bool {
-	for _, v := range x.r.Header["Sec-Fetch-Site"] {
-		if v == "cross-site" || v == "same-site" {
-			x.refuse(http.StatusForbidden, codeCrossSite, "a web page may not send requests through the agent (Sec-Fetch-Site: "+v+")", nil)
-			return false
-		}
+	page := func(why string) bool {
+		x.refuse(http.StatusForbidden, codeCrossSite, "a web page may not send requests through the agent ("+why+")", nil)
+		return false
 	}
-	for _, v := range x.r.Header["Origin"] {
-		u, err := url.Parse(v)
-		if err != nil || u.Host == "" || !strings.EqualFold(u.Host, x.r.Host) {
-			x.refuse(http.StatusForbidden, codeCrossSite, "a web page may not send requests through the agent (its Origin is not this host)", nil)
-			return false
+	for i := range x.req.Fields {
+		f := &x.req.Fields[i]
+		switch v := view(f.Value); {
+		case h1.EqualFold(f.Name, "Sec-Fetch-Site"):
+			if v == "cross-site" || v == "same-site" {
+				return page("Sec-Fetch-Site: " + v)
+			}
+		case h1.EqualFold(f.Name, "Sec-Fetch-Dest"):
+			if v != "empty" {
+				return page("Sec-Fetch-Dest is not empty: a browser shows no provider")
+			}
+		case h1.EqualFold(f.Name, "Origin"):
+			u, err := url.Parse(v)
+			if err != nil || u.Host == "" || !strings.EqualFold(u.Host, x.host) && (x.to == nil || !strings.EqualFold(u.Host, x.to.header)) {
+				return page("its Origin is not this host")
+			}
 		}
 	}
 	return true
@@ -40,11 +53,11 @@ func (x *exchange) crossSite() bool {
 
 func (x *exchange) ownHost() bool {
 	self := x.ownName()
-	if self == "" || strings.EqualFold(x.r.Host, self) {
+	if self == "" || strings.EqualFold(x.host, self) {
 		return true
 	}
 	for _, h := range x.rt.Hosts {
-		if strings.EqualFold(x.r.Host, h) {
+		if strings.EqualFold(x.host, h) {
 			return true
 		}
 	}
@@ -58,5 +71,5 @@ func (x *exchange) ownName() string {
 	if self != "*" {
 		return self
 	}
-	return x.r.Context().Value(connKey{}).(net.Conn).LocalAddr().String()
+	return x.c.conn.LocalAddr().String()
 }

@@ -1,16 +1,10 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
-	"io"
 	"log/slog"
 	"net/http"
-	"strconv"
-	"sync"
 	"time"
-
-	"github.com/postern-proxy/postern/agent/provider"
 )
 
 // errorField names the field of our own errors; its value is one of the codes below.
@@ -41,64 +35,35 @@ var denied = map[string]bool{
 	codeHost: true, codeCrossSite: true, codeMisdirected: true, codeUnmatched: true, codeGuard: true, codeUnscrubbable: true,
 }
 
-var (
-	bufPool     = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
-	scratchPool = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
-)
-
-func newReader(b []byte) io.Reader { return bytes.NewReader(b) }
-
-// refuse answers with an error of our own, in the matched provider's shape so
-// that its SDK raises its typed error with our sentence. msg is for the client;
-// err, if any, for the log.
-func (x *exchange) refuse(status int, code, msg string, err error) {
-	x.fail(code, err)
-	shape := "problem"
-	if x.t != nil {
-		shape = x.t.Provider.Spec().Errors
-	}
-	h := x.w.Header()
-	passing := h.Get("Retry-After") != ""
-	if !passing && status != http.StatusBadGateway && status != http.StatusGatewayTimeout {
-		h["X-Should-Retry"] = []string{"false"}
-	}
-	ct, body := provider.ErrorBody(shape, code, status, msg, passing)
-	h.Set("Content-Type", ct)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	h.Set("Cache-Control", "no-store")
-	h.Set(errorField, code)
-	x.status = status
-	x.wrote = time.Now()
-	x.w.WriteHeader(status)
-	if x.r.Method != http.MethodHead {
-		x.w.Write(body)
-	}
-}
-
 // fail notes why the exchange did not go as asked.
 func (x *exchange) fail(code string, err error) {
 	x.code, x.err = code, err
 }
 
 // finish records the exchange: metrics, one log line, an audit entry where
-// something was denied. A panic passes through it, recorded.
-func (x *exchange) finish() {
+// something was denied. A panic ends here, recorded, and with it the connection.
+func (x *exchange) finish(end *ending) {
 	p := recover()
-	if p != nil && p != http.ErrAbortHandler {
+	if p != nil && p != http.ErrAbortHandler { // which goproxy cuts connections by
 		x.code = codePanic
 	}
-	end := time.Now()
-	x.measure(end)
-	x.log(end)
+	now := time.Now()
+	x.measure(now)
+	x.log(now)
 	if denied[x.code] {
-		x.s.denials.add(x.code, x.name(), x.r.RemoteAddr)
+		x.s.denials.add(x.code, x.name(), x.c.conn.RemoteAddr().String())
 	}
-	if p != nil {
-		if p != http.ErrAbortHandler {
-			// The value may hold anything: it is logged through the scrubber, and goes no further.
-			x.s.Logger.Error("panic in an exchange", "panic", p, "provider", x.name())
-		}
-		panic(http.ErrAbortHandler)
+	switch {
+	case p == http.ErrAbortHandler:
+		*end = endNow
+	case p != nil:
+		// The value may hold anything: it is logged through the scrubber, and goes no further.
+		x.s.Logger.Error("panic in an exchange", "panic", p, "provider", x.name())
+		*end = endNow
+	case x.aborted:
+		*end = endNow
+	case x.last:
+		*end = endAfter
 	}
 }
 
@@ -136,12 +101,12 @@ func (x *exchange) log(end time.Time) {
 		level = slog.LevelWarn
 	}
 	ctx := context.Background()
-	if !x.s.Logger.Enabled(ctx, level) {
+	if !x.s.Logger.Enabled(ctx, level) || level == slog.LevelInfo && x.line(end) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs,
-		slog.String("via", x.via), slog.String("provider", x.name()), slog.String("method", x.r.Method),
+		slog.String("via", x.via), slog.String("provider", x.name()), slog.String("method", string(x.req.Method)),
 		slog.Int("status", x.status), slog.Duration("took", end.Sub(x.start)))
 	if x.version > 0 {
 		attrs = append(attrs, slog.Int("key_version", x.version))

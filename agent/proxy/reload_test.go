@@ -1,12 +1,40 @@
 package proxy
 
 import (
+	"bufio"
+	"io"
 	"net/http"
-	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/postern-proxy/postern/agent/keyring"
 )
+
+// matched is a request that has been matched and has not picked a version yet.
+func (w *world) matched(t *testing.T, via string, to *place) (x *exchange, answer func() *http.Response) {
+	t.Helper()
+	server, client := pipe(t)
+	c := newSession(w.s, server, nil)
+	io.WriteString(client, "GET /v1/models HTTP/1.1\r\nHost: "+w.upHost+"\r\n\r\n")
+	if !c.readHead() || c.body.begin() != nil {
+		t.Fatal("no request")
+	}
+	c.lent = borrow(smallBuf)
+	c.out = (*c.lent)[:0]
+	x = c.open(time.Now(), via)
+	x.target, _ = parseTarget(c.req.Target)
+	x.path, x.t, x.to = x.target.path, to.t, to
+	return x, func() *http.Response {
+		t.Helper()
+		defer c.end()
+		defer server.Close()
+		resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+}
 
 // A request is matched, then the generation that it was matched in is replaced
 // and lets go of its keys, then the request picks a version.
@@ -15,22 +43,17 @@ func TestRequestOvertakenByAGeneration(t *testing.T) {
 		t.Run(via, func(t *testing.T) {
 			w := newWorld(t, nil)
 			old := w.s.routing.Load()
-			begin := func() (*exchange, *httptest.ResponseRecorder) {
-				answer := httptest.NewRecorder()
-				x := w.s.begin(old, answer, httptest.NewRequest("GET", "https://"+w.upHost+"/v1/models", nil), via)
-				x.t = old.routes["openai"]
-				return x, answer
-			}
-			overtaken, first := begin()
-			moved, second := begin()
+			defer w.closeIdle(old)
+			overtaken, first := w.matched(t, via, old.hosts[w.upHost])
+			moved, second := w.matched(t, via, old.hosts[w.upHost])
 			w.key.Install(nil)
 
 			w.key = keyring.NewKey("openai")
 			w.install(key2)
 			w.s.Swap(w.routing(worldConfig{}))
-			overtaken.serve("/v1/models")
-			if first.Code != http.StatusOK || w.only().Header.Get("Authorization") != "Bearer "+key2 {
-				t.Errorf("status %d, %s", first.Code, first.Body)
+			overtaken.serve()
+			if resp := first(); resp.StatusCode != http.StatusOK || w.only().Header.Get("Authorization") != "Bearer "+key2 {
+				t.Errorf("status %d", resp.StatusCode)
 			}
 
 			// A generation without this provider has no key for the request.
@@ -40,9 +63,9 @@ func TestRequestOvertakenByAGeneration(t *testing.T) {
 			}
 			now := w.s.routing.Load()
 			w.s.Swap(none)
-			moved.serve("/v1/models")
-			if second.Code != http.StatusServiceUnavailable || len(w.requests()) != 1 {
-				t.Errorf("without a match: status %d, %d requests sent", second.Code, len(w.requests()))
+			moved.serve()
+			if resp := second(); resp.StatusCode != http.StatusServiceUnavailable || len(w.requests()) != 1 {
+				t.Errorf("without a match: status %d, %d requests sent", resp.StatusCode, len(w.requests()))
 			}
 			w.s.Swap(now) // whose connections are closed with the test
 		})
@@ -53,15 +76,14 @@ func TestRequestOvertakenByAGeneration(t *testing.T) {
 func TestOvertakenRequestKeepsToListedHosts(t *testing.T) {
 	w := newWorld(t, nil)
 	old := w.s.routing.Load()
-	answer := httptest.NewRecorder()
-	x := w.s.begin(old, answer, httptest.NewRequest("GET", "https://elsewhere.example/v1/models", nil), viaConnect)
-	x.t = old.routes["openai"]
+	defer w.closeIdle(old)
+	x, answer := w.matched(t, viaConnect, newPlace(old.routes["openai"], "https", "elsewhere.example", "443"))
 	w.key.Install(nil)
 	w.key = keyring.NewKey("openai")
 	w.install(key2)
 	w.s.Swap(w.routing(worldConfig{}))
-	x.serve("/v1/models")
-	if answer.Code != http.StatusServiceUnavailable || len(w.requests()) != 0 {
-		t.Errorf("status %d, %d requests sent", answer.Code, len(w.requests()))
+	x.serve()
+	if resp := answer(); resp.StatusCode != http.StatusServiceUnavailable || len(w.requests()) != 0 {
+		t.Errorf("status %d, %d requests sent", resp.StatusCode, len(w.requests()))
 	}
 }

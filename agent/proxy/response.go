@@ -6,39 +6,39 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
-// response writes one answer. It is an http.ResponseWriter with what
-// http.ResponseController asks for. One goroutine writes at a time; sayContinue
-// may come from the one that reads the body.
+// response writes an answer that goproxy makes. It is an http.ResponseWriter
+// with what http.ResponseController asks for.
 type response struct {
 	c      *session
-	r      *http.Request
+	bw     *bufio.Writer
 	header http.Header
 
-	mu      sync.Mutex // head, against sayContinue
-	wrote   bool       // the head
-	close   bool       // the connection ends with this answer
+	wrote   bool // the head
+	close   bool // the connection ends with this answer
 	chunked bool
 	empty   bool  // the status or HEAD allows no body
 	left    int64 // of Content-Length; -1 where there is none
 	err     error // of the first write that failed
 }
 
+func (c *session) newResponse() *response {
+	return &response{c: c, bw: bufio.NewWriter(c.conn), header: http.Header{}, left: -1}
+}
+
 func (w *response) Header() http.Header { return w.header }
 
 // WriteHeader writes the head with the status that ends the exchange.
 func (w *response) WriteHeader(status int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.wrote {
 		return
 	}
 	w.wrote = true
+	w.c.begin()
 	w.frame(status)
-	bw := w.c.bw
+	bw := w.bw
 	bw.WriteString("HTTP/1.1 ")
 	bw.WriteString(strconv.Itoa(status))
 	bw.WriteByte(' ')
@@ -72,11 +72,11 @@ func (w *response) WriteHeader(status int) {
 // frame decides how the body ends (RFC 9112 section 6.3).
 func (w *response) frame(status int) {
 	h := w.header
-	w.close = w.r.Close || !w.r.ProtoAtLeast(1, 1) || w.c.closing.Load() || hasToken(h["Connection"], "close")
+	w.close = w.c.req.Close || w.c.s.closing.Load()
 	delete(h, "Connection")
 	delete(h, "Transfer-Encoding")
 	delete(h, "Trailer") // none are sent
-	w.empty = w.r.Method == http.MethodHead || status < 200 || status == http.StatusNoContent || status == http.StatusNotModified
+	w.empty = view(w.c.req.Method) == http.MethodHead || status < 200 || status == http.StatusNoContent || status == http.StatusNotModified
 	if n, err := strconv.ParseInt(first(h["Content-Length"]), 10, 64); err == nil && n >= 0 && len(h["Content-Length"]) == 1 {
 		w.left = n
 	} else {
@@ -86,7 +86,7 @@ func (w *response) frame(status int) {
 	case status < 200 || status == http.StatusNoContent:
 		delete(h, "Content-Length")
 	case w.empty || w.left >= 0:
-	case w.r.ProtoAtLeast(1, 1):
+	case w.c.req.Minor == 1:
 		w.chunked = true
 	default:
 		w.close = true // the end of the connection ends the body
@@ -115,7 +115,7 @@ func (w *response) Write(p []byte) (int, error) {
 	case w.left >= 0 && int64(len(p)) > w.left:
 		return 0, http.ErrContentLength
 	}
-	bw := w.c.bw
+	bw := w.bw
 	if w.chunked {
 		bw.Write(strconv.AppendInt(bw.AvailableBuffer(), int64(len(p)), 16))
 		bw.WriteString("\r\n")
@@ -136,7 +136,7 @@ func (w *response) FlushError() error {
 	if !w.wrote {
 		w.WriteHeader(http.StatusOK)
 	}
-	if err := w.c.bw.Flush(); w.err == nil {
+	if err := w.bw.Flush(); w.err == nil {
 		w.err = err
 	}
 	return w.err
@@ -152,38 +152,26 @@ func (w *response) finish() bool {
 		w.WriteHeader(http.StatusOK)
 	}
 	if w.chunked && !w.empty {
-		w.c.bw.WriteString("0\r\n\r\n")
+		w.bw.WriteString("0\r\n\r\n")
 	}
-	if err := w.c.bw.Flush(); err != nil || w.err != nil {
-		return false
-	}
-	if w.close {
-		w.c.lingeringClose()
+	if err := w.bw.Flush(); err != nil || w.err != nil {
 		return false
 	}
 	return w.empty || w.left <= 0 // an answer shorter than it said cannot be followed by another
 }
 
-// sayContinue lets a client that asked send its body, unless the answer has begun.
-func (w *response) sayContinue() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.wrote {
-		w.c.bw.WriteString("HTTP/1.1 100 Continue\r\n\r\n")
-		w.c.bw.Flush()
-	}
-}
-
-// Hijack hands the connection over. What was read ahead is in the reader.
+// Hijack hands the connection over. What was read ahead comes out of it first.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if w.c.hijacked {
+	c := w.c
+	if c.hijacked {
 		return nil, nil, http.ErrHijacked
 	}
-	w.c.stopWatch()
-	w.c.hijacked = true
-	w.c.bw.Flush()
-	return w.c.conn, bufio.NewReadWriter(w.c.br, w.c.bw), nil
+	c.stopWatch()
+	c.hijacked = true
+	c.conn.SetDeadline(time.Time{})
+	conn := c.conn
+	if c.r < c.w {
+		conn = &prefixed{Conn: conn, early: c.in[c.r:c.w]}
+	}
+	return conn, bufio.NewReadWriter(bufio.NewReader(conn), w.bw), nil
 }
-
-// SetReadDeadline breaks off a read of the request's body.
-func (w *response) SetReadDeadline(t time.Time) error { return w.c.conn.SetReadDeadline(t) }

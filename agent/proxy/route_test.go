@@ -283,7 +283,7 @@ func TestRetryBudget(t *testing.T) {
 		rw.WriteHeader(401)
 	}, withKeys(key1, key2))
 	w.s.bodies.used.Store(maxBodies)
-	resp, err := w.client().Post(w.url("/openai/v1/chat/completions"), "text/plain", strings.NewReader("hello"))
+	resp, err := w.client().Post(w.url("/openai/v1/chat/completions"), "text/plain", strings.NewReader(strings.Repeat("x", 2*shortBody)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,8 +341,7 @@ func TestUnreachableUpstream(t *testing.T) {
 // The upstream's certificate is verified, always (I1).
 func TestUntrustedUpstream(t *testing.T) {
 	w := newWorld(t, nil)
-	tr := w.s.routing.Load().routes["openai"].Transport.(*http.Transport)
-	tr.TLSClientConfig.RootCAs = nil
+	w.s.Swap(w.routing(worldConfig{untrusted: true}))
 	resp, err := w.client().Get(w.url("/openai/v1/models"))
 	if err != nil {
 		t.Fatal(err)
@@ -360,6 +359,7 @@ func TestLogLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	readAll(t, resp)
+	until(t, "no line", func() bool { return w.log.String() != "" })
 	line := w.log.String()
 	for _, want := range []string{`"via":"route"`, `"provider":"openai"`, `"status":200`, `"key_version":1`} {
 		if !strings.Contains(line, want) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"net/http"
@@ -16,14 +17,57 @@ import (
 // Target is one configured provider as the data path sees it: where requests
 // go and which key they carry. It is immutable.
 type Target struct {
-	Name      string // its route is /Name/
-	Provider  *provider.Provider
-	Key       *keyring.Key
+	Name     string // its route is /Name/
+	Provider *provider.Provider
+	Key      *keyring.Key
+	// Pool has the HTTP/1.1 connections to its hosts.
+	Pool *upstream.Pool
+	// Transport, where it is not nil, makes the exchanges that may go over HTTP/2.
 	Transport http.RoundTripper
 	// Forward: owns CONNECT and absolute-form requests to its hosts.
 	Forward bool
 
+	base    *place // where its route leads
 	metrics targetMetrics
+}
+
+// place is one host and port of a target.
+type place struct {
+	t        *Target
+	scheme   string
+	hostport string
+	header   string         // the same as the Host field says it
+	host     *upstream.Host // nil where the target has no pool
+}
+
+func newPlace(t *Target, scheme, host, port string) *place {
+	p := &place{t: t, scheme: scheme, hostport: net.JoinHostPort(host, port), header: hostHeader(scheme, host, port)}
+	if t.Pool != nil {
+		p.host = t.Pool.Host(p.hostport, scheme == "http")
+	}
+	return p
+}
+
+// hostHeader is the Host field's form: no port where it is the scheme's own.
+func hostHeader(scheme, host, port string) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port == defaultPort(scheme) {
+		return host
+	}
+	return host + ":" + port
+}
+
+// defaultPort is a scheme's own port, for http and https in any case.
+func defaultPort(scheme string) string {
+	switch {
+	case strings.EqualFold(scheme, "https"):
+		return "443"
+	case strings.EqualFold(scheme, "http"):
+		return "80"
+	}
+	return ""
 }
 
 // Routing is one generation's table from hosts and routes to targets. It is
@@ -37,16 +81,15 @@ type Routing struct {
 	// Hosts are further Host values accepted on routes, as host:port.
 	Hosts []string
 
-	plain  map[string]bool // "host:port" of providers that are spoken to without TLS, on loopback
 	routes map[string]*Target
-	hosts  map[string]*Target // exact "host:port" of forward owners
-	wild   []*Target          // forward owners with a wildcard host
-	strip  map[string]bool    // canonical names of request headers that never pass
+	hosts  map[string]*place // exact "host:port" of forward owners
+	wild   []*Target         // forward owners with a wildcard host
+	strip  *names            // request fields that do not pass as they came
 }
 
 // NewRouting builds the table. Names must be unique.
 func NewRouting(targets []*Target) (*Routing, error) {
-	rt := &Routing{routes: map[string]*Target{}, hosts: map[string]*Target{}, plain: map[string]bool{}}
+	rt := &Routing{routes: map[string]*Target{}, hosts: map[string]*place{}}
 	var specs []spec.Spec
 	for _, t := range targets {
 		if rt.routes[t.Name] != nil {
@@ -55,16 +98,21 @@ func NewRouting(targets []*Target) (*Routing, error) {
 		rt.routes[t.Name] = t
 		s := t.Provider.Spec()
 		specs = append(specs, s)
+		scheme, base, _ := t.Provider.RouteURL("/")
+		host, port, err := authority(base, defaultPort(scheme))
+		if err != nil {
+			return nil, errors.New(t.Name + ": its base URL names no host")
+		}
+		t.base = newPlace(t, scheme, host, port)
 		if !t.Forward {
 			continue
 		}
 		for _, e := range t.Provider.Endpoints() {
-			hp := net.JoinHostPort(e.Host, e.Port)
-			if other := rt.hosts[hp]; other != nil {
-				return nil, errors.New(other.Name + " and " + t.Name + " both own " + hp)
+			p := newPlace(t, map[bool]string{true: "http", false: "https"}[e.Plaintext], e.Host, e.Port)
+			if other := rt.hosts[p.hostport]; other != nil {
+				return nil, errors.New(other.t.Name + " and " + t.Name + " both own " + p.hostport)
 			}
-			rt.hosts[hp] = t
-			rt.plain[hp] = e.Plaintext
+			rt.hosts[p.hostport] = p
 		}
 		for _, h := range s.Hosts {
 			if strings.HasPrefix(h, "*.") {
@@ -78,41 +126,33 @@ func NewRouting(targets []*Target) (*Routing, error) {
 }
 
 // byHost finds the forward owner of a canonical host and port.
-func (rt *Routing) byHost(host, port string) *Target {
+func (rt *Routing) byHost(host, port string) *place {
 	return rt.at(net.JoinHostPort(host, port), host, port)
 }
 
 // at is byHost for a caller that has host:port at hand.
-func (rt *Routing) at(hostport, host, port string) *Target {
-	if t := rt.hosts[hostport]; t != nil {
-		return t
+func (rt *Routing) at(hostport, host, port string) *place {
+	if p := rt.hosts[hostport]; p != nil {
+		return p
 	}
 	for _, t := range rt.wild {
 		if t.Provider.Lists(host, port) {
-			return t
+			return newPlace(t, "https", host, port)
 		}
 	}
 	return nil
 }
 
-// scheme is how the provider at host:port is spoken to.
-func (rt *Routing) scheme(hostport string) string {
-	if rt.plain[hostport] {
-		return "http"
-	}
-	return "https"
-}
-
 // byRoute splits "/openai/v1/chat" into the target named openai and "/v1/chat".
-func (rt *Routing) byRoute(path string) (t *Target, rest string) {
+func (rt *Routing) byRoute(path []byte) (t *Target, rest []byte) {
 	if len(path) < 2 || path[0] != '/' {
-		return nil, ""
+		return nil, nil
 	}
 	name := path[1:]
-	if i := strings.IndexByte(name, '/'); i >= 0 {
+	if i := bytes.IndexByte(name, '/'); i >= 0 {
 		name, rest = name[:i], name[i:]
 	}
-	return rt.routes[name], rest
+	return rt.routes[string(name)], rest
 }
 
 var (
@@ -187,43 +227,49 @@ func validName(h string) bool {
 	return true
 }
 
-// stripQuery removes the named parameters from a raw query and leaves every
-// other byte of it as it was. Names are compared after decoding, case folded. A
-// ";" separates, too: some servers still read it so.
-func stripQuery(raw string, names []string) string {
-	if raw == "" || len(names) == 0 {
-		return raw
-	}
-	var kept strings.Builder
-	begun := false
-	for rest, sep := raw, ""; ; {
-		pair, next := rest, ""
-		end := strings.IndexAny(rest, "&;")
+// appendQuery appends "?" and what stays of a raw query: parameters that are to
+// be dropped are left out, by their escaped name, and every other byte is as it
+// was. A ";" separates, too: some servers still read it so. It reports whether
+// there is a query now.
+func appendQuery(dst, raw []byte, drop func(name []byte) bool) (out []byte, some bool) {
+	was := len(dst)
+	for sep := byte('?'); ; {
+		end := bytes.IndexAny(raw, "&;")
+		pair := raw
 		if end >= 0 {
-			pair, next, rest = rest[:end], rest[end:end+1], rest[end+1:]
+			pair = raw[:end]
 		}
-		if name, _, _ := strings.Cut(pair, "="); !hasName(names, name) {
-			if begun {
-				kept.WriteString(sep)
+		if name, _, _ := bytes.Cut(pair, []byte{'='}); !drop(name) {
+			if !some {
+				sep = '?'
 			}
-			kept.WriteString(pair)
-			begun = true
+			dst = append(append(dst, sep), pair...)
+			some = true
 		}
 		if end < 0 {
-			return kept.String()
+			break
 		}
-		sep = next
+		sep, raw = raw[end], raw[end+1:]
 	}
+	if len(dst) == was+1 { // a question mark alone
+		return dst[:was], false
+	}
+	return dst, some
 }
 
-func hasName(names []string, escaped string) bool {
-	if plain, err := url.QueryUnescape(escaped); err == nil {
-		escaped = plain
+// credential reports whether a query parameter's name, escaped, is one that the
+// provider takes a credential by. Names are compared after decoding, case folded.
+func (x *exchange) credential(escaped []byte) bool {
+	name := view(escaped)
+	if bytes.IndexByte(escaped, '%') >= 0 || bytes.IndexByte(escaped, '+') >= 0 {
+		if plain, err := url.QueryUnescape(name); err == nil {
+			name = plain
+		}
 	}
-	for _, n := range names {
-		if strings.EqualFold(n, escaped) {
+	for _, n := range x.t.Provider.AuthQuery() {
+		if strings.EqualFold(n, name) {
 			return true
 		}
 	}
-	return false
+	return x.t.Provider.AttachedQuery(name, x.fields)
 }

@@ -1,10 +1,13 @@
 package proxy
 
 import (
-	"net/http"
+	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/postern-proxy/postern/agent/provider/spec"
+	"github.com/postern-proxy/postern/agent/proxy/h1"
 )
 
 func TestAuthority(t *testing.T) {
@@ -66,15 +69,27 @@ func FuzzAuthority(f *testing.F) {
 }
 
 func TestStripSubprotocols(t *testing.T) {
-	h := http.Header{"Sec-Websocket-Protocol": {"realtime, openai-insecure-api-key.attached-by-postern", "openai-beta.realtime-v1"}}
-	stripSubprotocols(h)
-	if got := h["Sec-Websocket-Protocol"]; len(got) != 1 || got[0] != "realtime, openai-beta.realtime-v1" {
-		t.Errorf("left: %q", got)
+	for in, want := range map[string]string{
+		"realtime, openai-insecure-api-key.attached-by-postern": "realtime",
+		"openai-beta.realtime-v1":                               "openai-beta.realtime-v1",
+		"a,b , c":                                               "a, b, c",
+		"OpenAI-Insecure-API-Key.sk":                            "",
+	} {
+		if got := subprotocols(in); got != want {
+			t.Errorf("%q: left %q, want %q", in, got, want)
+		}
 	}
 }
 
+// stripped is what the query of a request to w's provider becomes.
+func stripped(w *world, query string) string {
+	x := &exchange{t: w.s.routing.Load().routes["openai"]}
+	out, _ := appendQuery([]byte("/path"), []byte(query), x.credential)
+	return strings.TrimPrefix(strings.TrimPrefix(string(out), "/path"), "?")
+}
+
 func TestStripQuery(t *testing.T) {
-	names := []string{"key"}
+	w := newWorld(t, nil, withSpec(func(s *spec.Spec) { s.Strip.Query = []string{"key"} }))
 	for in, want := range map[string]string{
 		"":                      "",
 		"key=AIza":              "",
@@ -83,26 +98,55 @@ func TestStripQuery(t *testing.T) {
 		"Key=a&KEY=b&x=1":       "x=1",
 		"%6bey=a&x=%20+%2B":     "x=%20+%2B",
 		"k%65y&x":               "x",
+		"%E2%84%AAey=a&x":       "x",
 		"monkey=1&keys=2":       "monkey=1&keys=2",
 		"x=%zz&a=b;c":           "x=%zz&a=b;c",
 		"pageToken=key%3Dvalue": "pageToken=key%3Dvalue",
 	} {
-		if got := stripQuery(in, names); got != want {
+		if got := stripped(w, in); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}
 }
 
 // Connection names what to strip before the key is attached, never after
-// (golang/go#50580); credentials go in every spelling.
+// (golang/go#50580); credentials go in every spelling. What passes keeps its name's case.
 func TestStripRequest(t *testing.T) {
-	h := http.Header{
-		"Connection": {"keep-alive, X-Custom", "Authorization"}, "X-Custom": {"1"}, "Authorization": {"Bearer a", "Bearer b"},
-		"X-Api-Key": {"a"}, "X_api_key": {"b"}, "X_API_KEY": {"c"}, "Api-Key": {"d"}, "Proxy-Authorization": {"e"}, "X-Forwarded-For": {"f"},
-		"Te": {"trailers"}, "Upgrade": {"h2c"}, "Http2-Settings": {"x"}, "Expect": {"100-continue"}, "Content-Type": {"application/json"}, "Cookie": {"a=b"},
+	w := newWorld(t, nil)
+	head := "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Custom\r\nconnection: Authorization\r\nX-CUSTOM: 1\r\nAuthorization: Bearer a\r\nAUTHORIZATION: b\r\n" +
+		"X-Api-Key: a\r\nX_api_key: b\r\nX_API_KEY: c\r\nApi-Key: d\r\nProxy-Authorization: e\r\nX-Forwarded-For: f\r\nX_Forwarded_For: f\r\nTE: trailers\r\n" +
+		"Upgrade: h2c\r\nHTTP2-Settings: x\r\nExpect: 100-continue\r\nAccept-Encoding: gzip\r\ncontent-TYPE: application/json\r\nCookie: a=b\r\nX-Api-Keys: mine\r\n\r\n"
+	var r h1.Request
+	if _, err := r.Parse([]byte(head)); err != nil {
+		t.Fatal(err)
 	}
-	stripRequest(h, stripSet([]string{"Authorization", "X-Api-Key", "Api-Key", "Proxy-Authorization"}))
-	if len(h) != 2 || h.Get("Content-Type") == "" || h.Get("Cookie") == "" {
-		t.Errorf("left: %v", h)
+	rt := w.s.routing.Load()
+	x := &exchange{req: &r, rt: rt, t: rt.routes["openai"]}
+	var left []string
+	for i := range r.Fields {
+		if v, ok := x.passed(&r.Fields[i]); ok {
+			left = append(left, string(r.Fields[i].Name)+": "+v)
+		}
+	}
+	if got := strings.Join(left, ", "); got != "content-TYPE: application/json, Cookie: a=b, X-Api-Keys: mine" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+func TestTargets(t *testing.T) {
+	for in, want := range map[string]string{
+		"/": "/ ", "/a?b?c": "/a b?c", "*": "* ", "/a?": "/a ", "//host/a": "//host/a ",
+		"http://h": "http h / ", "HTTPS://h:1?q": "HTTPS h:1 / q", "http://u@h/a?b": "http u@h /a b", "https:/a": "https   ", "https:": "https   ", "http:///a": "http  /a ",
+		"a": "", "1a://h": "", "a b": "", "*a": "",
+	} {
+		got := ""
+		if tg, ok := parseTarget([]byte(in)); ok && tg.absolute {
+			got = fmt.Sprintf("%s %s %s %s", tg.scheme, tg.authority, tg.path, tg.query)
+		} else if ok {
+			got = fmt.Sprintf("%s %s", tg.path, tg.query)
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 
 	"github.com/postern-proxy/postern/agent/audit"
 	"github.com/postern-proxy/postern/agent/redact"
+	"github.com/postern-proxy/postern/agent/upstream"
 )
 
 // Limits on what a client may hold.
@@ -42,6 +42,8 @@ type Options struct {
 	Leaf    func(host string) (*tls.Certificate, error)
 	Metrics *Metrics
 	Logger  *slog.Logger
+	// Lines, where it is not nil, takes the lines of requests that went well.
+	Lines *Lines
 	// Audit receives what was denied; nil drops it.
 	Audit audit.Sink
 	// Environment and ProxyID stand in each audit entry.
@@ -58,17 +60,19 @@ type Server struct {
 	routing atomic.Pointer[Routing]
 	bodies  budget
 	conns   registry
+	sweeper sweeper
 	denials *denials
 
-	closing atomic.Bool
-	lull    time.Duration
-	front   *goproxy.ProxyHttpServer
-	self    atomic.Pointer[string] // the listener's own literal address; "" where Host is not checked
+	closing                        atomic.Bool
+	lull, headTimeout, idleTimeout time.Duration // the constants, but for tests
+	front                          *goproxy.ProxyHttpServer
+	self                           atomic.Pointer[string] // the listener's own literal address; "" where Host is not checked
 }
 
 // New makes a server; it serves nothing until Swap and Serve were called.
 func New(o Options) *Server {
-	s := &Server{Options: o, known: o.Known, why: o.Why, lull: lull}
+	s := &Server{Options: o, known: o.Known, why: o.Why, lull: lull, headTimeout: headTimeout, idleTimeout: idleTimeout}
+	s.sweeper.conns, s.sweeper.first = &s.conns, upstream.FirstByte
 	s.denials = newDenials(o)
 	s.routing.Store(&Routing{})
 	s.conns.panicked = func(p any) { s.Logger.Error("panic on a connection", "panic", p) }
@@ -103,7 +107,7 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 		switch {
 		case err == nil:
 			pause = 5 * time.Millisecond
-			s.conns.run(c, newSession(c, &s.closing, s.serveOuter))
+			s.run(c, nil)
 		case s.closing.Load():
 			return nil
 		case errors.Is(err, net.ErrClosed):
@@ -114,6 +118,12 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 			pause = min(2*pause, time.Second)
 		}
 	}
+}
+
+// run serves a client's connection in a goroutine of its own; pin is where it is in a tunnel.
+func (s *Server) run(c net.Conn, pin *pinned) {
+	s.conns.run(c, newSession(s, c, pin))
+	s.sweeper.start()
 }
 
 // Shutdown stops accepting, lets requests under way end until ctx does, then
@@ -134,140 +144,123 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.conns.drain(ctx)
 	s.conns.closeAll()
 	s.conns.wg.Wait()
+	s.sweeper.finish()
 	s.denials.stop()
 	return err
 }
 
-// serveOuter takes what arrives on the listener itself.
-func (s *Server) serveOuter(w http.ResponseWriter, r *http.Request) {
-	rt := s.routing.Load()
-	if r.Method == http.MethodConnect {
-		s.front.ServeHTTP(bufferedHijacker{w}, r)
-		return
+// handle serves the request whose head the session has read.
+func (c *session) handle(start time.Time) ending {
+	target, ok := target{}, true
+	connect := view(c.req.Method) == http.MethodConnect
+	if !connect {
+		target, ok = parseTarget(c.req.Target)
 	}
-	x := s.begin(rt, w, r, viaRoute)
-	defer x.finish()
-	if r.URL.Scheme != "" || r.URL.Host != "" {
-		x.absolute()
-		return
+	switch {
+	case !ok:
+		c.answer(http.StatusBadRequest, codeFraming, "the request cannot be read as HTTP/1.1")
+		return endNow
+	case c.pin != nil:
+		return c.inTunnel(start, target, connect)
+	case connect:
+		c.openTunnel()
+		return goOn // unless it was hijacked
+	case target.absolute:
+		return c.absolute(start, target)
 	}
+	return c.route(start, target)
+}
+
+// route takes a request for a path of the listener's own.
+func (c *session) route(start time.Time, target target) (end ending) {
+	x := c.open(start, viaRoute)
+	defer x.finish(&end)
+	x.target = target
 	if !x.fromProgram() {
 		return
 	}
-	path := rawPath(r)
-	t, rest := rt.byRoute(path)
+	t, rest := x.rt.byRoute(target.path)
 	if t == nil {
 		x.refuse(http.StatusNotFound, codeNoRoute,
 			"no provider is configured for this path; routes are /<name>/…, as in /openai/v1/models, for the names under providers", nil)
 		return
 	}
-	x.t = t
-	if rest == "" {
-		rest = "/"
+	if len(rest) == 0 {
+		rest = []byte{'/'}
 	}
-	x.serve(rest)
+	x.t, x.to, x.path = t, t.base, rest
+	x.serve()
+	return
 }
 
 // absolute takes a request whose target is a whole URL, as proxies get it.
-func (x *exchange) absolute() {
-	x.via = viaAbsolute
-	r := x.r
+func (c *session) absolute(start time.Time, target target) (end ending) {
+	x := c.open(start, viaAbsolute)
+	defer x.finish(&end)
+	x.target, x.path, x.host = target, target.path, target.authority
 	if !x.crossSite() {
 		return
 	}
-	port := map[string]string{"http": "80", "https": "443"}[r.URL.Scheme]
-	host, port, err := authority(r.URL.Host, port)
-	if err != nil || r.URL.User != nil || r.URL.Scheme != "http" && r.URL.Scheme != "https" {
+	host, port, err := authority(target.authority, defaultPort(target.scheme))
+	if err != nil || defaultPort(target.scheme) == "" {
 		x.refuse(http.StatusBadRequest, codeBadHost, errAuthority.Error(), nil)
 		return
 	}
-	x.t = x.rt.byHost(host, port)
-	if x.t == nil && r.URL.Scheme == "http" && r.URL.Port() == "" {
+	x.to = x.rt.byHost(host, port)
+	if _, _, portless := authority(target.authority, ""); x.to == nil && target.is("http") && portless != nil {
 		// A provider asked for over plain HTTP is reached over TLS all the same (I1).
-		x.t = x.rt.byHost(host, "443")
-		port = "443"
+		x.to = x.rt.byHost(host, "443")
 	}
-	if x.t == nil {
+	if x.to == nil {
 		x.foreign(host, port)
 		return
 	}
-	x.pin(host, port)
-	x.serve(rawPath(r))
+	x.t = x.to.t
+	x.serve()
+	return
 }
 
-// pin makes the request's URL say where it goes: the matched host, over TLS
-// unless the provider is one that allows plain HTTP on loopback.
-func (x *exchange) pin(host, port string) {
-	scheme := x.rt.scheme(net.JoinHostPort(host, port))
-	x.r.URL.Scheme, x.r.URL.Host = scheme, hostHeader(scheme, host, port)
-}
-
-// hostHeader is the Host field's form: no port where it is the scheme's own.
-func hostHeader(scheme, host, port string) string {
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	if scheme == "https" && port == "443" || scheme == "http" && port == "80" {
-		return host
-	}
-	return host + ":" + port
-}
-
-// serveInner takes a request out of a decrypted tunnel. The host was pinned by
+// inTunnel takes a request out of a decrypted tunnel. The host was pinned by
 // CONNECT; the target is looked up afresh, so that a reload or a revocation
-// counts from the next request on.
-func (s *Server) serveInner(w http.ResponseWriter, r *http.Request) {
-	x := s.begin(s.routing.Load(), w, r, viaConnect)
-	defer x.finish()
-	p := r.Context().Value(connKey{}).(*pinned)
-	if r.Method == http.MethodConnect {
-		// Even with a path as its target: net/http would send its body unframed.
+// counts from the next request on, and so does how the host is spoken to.
+func (c *session) inTunnel(start time.Time, target target, connect bool) (end ending) {
+	x := c.open(start, viaConnect)
+	defer x.finish(&end)
+	x.target, x.path = target, target.path
+	if target.absolute {
+		x.host = target.authority
+	}
+	p := c.pin
+	if connect {
+		// Even with a path as its target: another reader would take its body for requests.
 		x.refuse(http.StatusBadRequest, codeBadHost, "a tunnel to a provider takes no CONNECT", nil)
 		return
 	}
-	if !p.names(r) {
+	if !p.names(&target, x.host) {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected,
 			"the request names another host than the tunnel it came through", nil)
 		return
 	}
-	if x.t = x.rt.at(p.hostport, p.host, p.port); x.t == nil {
+	if x.to = x.rt.at(p.hostport, p.host, p.port); x.to == nil {
 		x.refuse(http.StatusMisdirectedRequest, codeMisdirected, "the host is no longer configured; open a new tunnel", nil)
 		return
 	}
-	// The scheme is the present generation's, and so is the port that goes without saying.
-	r.URL.Scheme = x.rt.scheme(p.hostport)
-	r.URL.Host = hostHeader(r.URL.Scheme, p.host, p.port)
-	x.serve(rawPath(r))
+	x.t = x.to.t
+	if x.crossSite() {
+		x.serve()
+	}
+	return
 }
 
 // names reports whether a request in the tunnel names the tunnel's own host, in
 // Host or as an absolute https URL.
-func (p *pinned) names(r *http.Request) bool {
-	absolute := r.URL.Scheme != "" || r.URL.Host != ""
-	if !absolute && (r.Host == p.header || r.Host == p.hostport) {
-		return true // as nearly every client writes it
-	}
-	if absolute && (r.URL.Scheme != "https" || r.URL.Host == "") {
+func (p *pinned) names(t *target, host string) bool {
+	if t.absolute && !t.is("https") {
 		return false
 	}
-	host, port, err := authority(r.Host, p.port)
-	return err == nil && host == p.host && port == p.port
-}
-
-// rawPath is the request target's path as the client escaped it. A backslash
-// stays one: net/url would escape it, and what is refused would pass.
-func rawPath(r *http.Request) string {
-	switch p := r.URL.EscapedPath(); {
-	case strings.IndexByte(r.URL.RawPath, '\\') >= 0:
-		return r.URL.RawPath
-	case p == "":
-		return "/"
-	default:
-		return p
+	if host == p.header || host == p.hostport {
+		return true // as nearly every client writes it
 	}
-}
-
-// begin opens the exchange.
-func (s *Server) begin(rt *Routing, w http.ResponseWriter, r *http.Request, via string) *exchange {
-	return &exchange{s: s, rt: rt, w: w, r: r, via: via, start: time.Now()}
+	name, port, err := authority(host, p.port)
+	return err == nil && name == p.host && port == p.port
 }

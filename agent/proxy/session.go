@@ -1,16 +1,17 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/postern-proxy/postern/agent/proxy/h1"
+	"github.com/postern-proxy/postern/agent/redact"
 )
 
 const (
@@ -19,169 +20,264 @@ const (
 	watchAfter = 50 * time.Millisecond
 	// maxDrain is how much of a body that nobody wanted is read to keep a connection.
 	maxDrain = 256 << 10
+	// inSize is what a session reads requests with; it grows for a longer head.
+	inSize = 4 << 10
 )
 
 // session is one client connection on which HTTP/1.1 is spoken: one request
-// after another, each handled in full before the next is read. The connection
-// is guarded, so what net/http parses here is framed in one way only.
+// after another, each handled in full before the next is read, by one
+// goroutine. Whatever could be read in two ways ends it (I13).
 type session struct {
-	conn   net.Conn
-	br     *bufio.Reader
-	bw     *bufio.Writer
-	ctx    context.Context // of the connection; each request's derives from it
-	cut    context.CancelFunc
-	handle func(http.ResponseWriter, *http.Request)
+	s    *Server
+	conn net.Conn
+	pin  *pinned         // where it is inside a tunnel; nil on the listener
+	ctx  context.Context // of the connection
+	end  context.CancelFunc
 
-	idle     atomic.Bool // waits for a request; whoever makes it false, the session or a shutdown, has the connection
-	closing  *atomic.Bool
+	// in[r:w] has come and nobody has taken it yet. The head of the request that
+	// is handled stands before it.
+	in    []byte
+	r, w  int
+	head  int // its length
+	req   h1.Request
+	body  clientBody // of the request that is handled
+	x     exchange   // likewise
+	trip  trip
+	scrub *redact.Stream // of answers
+	out   []byte         // what is to be written to the client next
+	lent  *[]byte        // what out is part of; borrowed for an exchange
+
+	asked    atomic.Int64 // since when an answer is waited for on up, in Unix nanoseconds; 0: it is not
+	idle     atomic.Bool  // waits for a request; whoever makes it false, the session, the sweeper or a shutdown, has the connection
 	hijacked bool
 
-	watchTimer *time.Timer
-	mu         sync.Mutex // the watch's state
-	watching   bool
-	watchDone  chan struct{}
-	body       *countingBody      // of the request that is handled; nil where it has none
-	cancel     context.CancelFunc // of the request that is handled
+	say   sync.Mutex // begun, against sayContinue
+	begun bool       // the answer
+
+	mu      sync.Mutex // what follows: the sweeper looks at it
+	phase   phase
+	since   time.Time
+	patient time.Duration // how long a head may take
+	watch   chan struct{} // closed when the watch on the client has ended; nil: there is none
+	kicked  bool          // the sweeper broke off the read of a short body
+	up      net.Conn      // the upstream connection in use; nil for none
+	cutOff  bool          // by cut
 }
 
-func newSession(conn net.Conn, closing *atomic.Bool, handle func(http.ResponseWriter, *http.Request)) *session {
-	c := &session{conn: conn, br: bufio.NewReader(conn), bw: bufio.NewWriter(conn), closing: closing, handle: handle}
-	c.ctx, c.cut = context.WithCancel(context.WithValue(context.Background(), connKey{}, conn))
-	c.watchTimer = time.AfterFunc(time.Hour, c.watch)
-	c.watchTimer.Stop()
+// ending is how the connection goes on after a request.
+type ending uint8
+
+const (
+	goOn     ending = iota
+	endAfter        // its client reads what was written, and no more comes
+	endNow          // it is cut
+)
+
+// phase is what a session does.
+type phase uint8
+
+const (
+	atHead phase = iota // waits for a head, or the rest of one
+	atBody              // waits for the rest of a short body, before anything is sent
+	atWork              // everything else
+	away                // relays an upgraded connection
+)
+
+func newSession(s *Server, conn net.Conn, pin *pinned) *session {
+	c := &session{s: s, conn: conn, pin: pin, in: make([]byte, inSize), since: time.Now(), patient: s.headTimeout}
+	c.ctx, c.end = context.WithCancel(context.Background())
+	c.body.c = c
+	c.scrub = s.known.NewStream("response")
 	return c
 }
 
-// serve runs until the connection ends, is hijacked, or an exchange panics
-// with http.ErrAbortHandler, which cuts it.
+// serve runs until the connection ends, is hijacked, or an exchange gives it up.
 func (c *session) serve() {
 	defer func() {
-		p := recover()
 		c.cut()
-		if !c.hijacked || p != nil {
+		if !c.hijacked {
 			c.conn.Close()
 		}
-		if p != nil && p != http.ErrAbortHandler {
-			panic(p) // no exchange's, for those record theirs and abort: the registry does
-		}
 	}()
-	for wait := headTimeout; c.one(wait); {
-		wait = idleTimeout
+	for c.one() {
 	}
 }
 
-// one serves one request and reports whether another may follow. The guard
-// passes a head only when all of it has come, so wait bounds the head as well.
-func (c *session) one(wait time.Duration) bool {
+// one serves one request and reports whether another may follow.
+func (c *session) one() bool {
 	c.idle.Store(true)
-	if c.closing.Load() {
-		wait = min(wait, lull)
+	if c.s.closing.Load() {
+		c.conn.SetReadDeadline(time.Now().Add(c.s.lull))
 	}
-	c.conn.SetReadDeadline(time.Now().Add(wait))
-	if _, err := c.br.Peek(1); err != nil {
-		c.refuseFraming()
+	if !c.readHead() {
 		return false
 	}
 	if !c.idle.CompareAndSwap(true, false) {
 		return false // a shutdown closes it: what came is not taken
 	}
-	r, err := http.ReadRequest(c.br)
-	if err != nil {
-		c.refuseRequest(err)
-		return false
-	}
-	c.conn.SetReadDeadline(time.Time{})
-	return c.exchange(r)
-}
-
-// exchange runs the handler and brings the connection to the request's end.
-func (c *session) exchange(r *http.Request) (more bool) {
-	ctx, cancel := context.WithCancel(c.ctx)
-	r = r.WithContext(ctx)
-	r.RemoteAddr = c.conn.RemoteAddr().String()
-	w := &response{c: c, r: r, header: make(http.Header, 16), left: -1}
-	defer cancel()
-	if !c.begin(r, w, cancel) {
-		return false
-	}
-	defer c.stopWatch()
-	c.handle(w, r)
-	c.stopWatch()
-	if c.hijacked {
-		return false
-	}
-	if !w.finish() {
-		return false
-	}
-	if !c.drain() {
-		c.lingeringClose()
-		return false
-	}
-	return true
-}
-
-// begin readies the body and the watch on the client.
-func (c *session) begin(r *http.Request, w *response, cancel context.CancelFunc) bool {
-	expect := r.Header.Get("Expect")
-	if expect != "" && !strings.EqualFold(expect, "100-continue") {
+	if expect, n := c.req.Get("Expect"); n > 0 && (n > 1 || !h1.EqualFold(expect, "100-continue")) {
 		c.answer(http.StatusExpectationFailed, codeFraming, "no expectation but 100-continue is understood")
 		return false
 	}
-	c.mu.Lock()
-	c.cancel = cancel
-	c.body = nil
-	if r.Body != http.NoBody {
-		c.body = &countingBody{src: r.Body, w: w, wantsContinue: expect != "" && r.ProtoAtLeast(1, 1)}
-		r.Body = c.body
+	start := time.Now()
+	if err := c.body.begin(); err != nil {
+		c.answer(http.StatusBadRequest, codeFraming, err.Error())
+		return false
 	}
-	c.mu.Unlock()
-	c.watchTimer.Reset(watchAfter)
+	c.enter(atWork, start)
+	c.begun = false
+	c.lent = borrow(smallBuf)
+	c.out = (*c.lent)[:0]
+	end := c.handle(start)
+	giveBack(c.lent)
+	c.lent, c.out = nil, nil
+	c.x = exchange{} // an idle connection keeps no generation
+	c.stopWatch()
+	switch {
+	case c.hijacked || end == endNow:
+		return false
+	case end == endAfter || !c.drain():
+		c.lingeringClose()
+		return false
+	}
+	c.patient = c.s.idleTimeout
+	c.enter(atHead, time.Now())
 	return true
 }
 
-// watch looks whether the client is still there, once nothing else reads from
-// it. Next requests that come meanwhile do not hide that it leaves, as far as the reader holds them.
-func (c *session) watch() {
+// enter begins a phase.
+func (c *session) enter(p phase, now time.Time) {
 	c.mu.Lock()
-	if c.cancel == nil || c.watching {
-		c.mu.Unlock()
-		return // this call is a request late
-	}
-	if c.body != nil && !c.body.ended.Load() {
-		c.watchTimer.Reset(watchAfter) // the handler may still read
-		c.mu.Unlock()
-		return
-	}
-	c.watching, c.watchDone = true, make(chan struct{})
-	cancel, done := c.cancel, c.watchDone
+	c.phase, c.since = p, now
 	c.mu.Unlock()
-	defer close(done)
-	for {
-		_, err := c.br.Peek(c.br.Buffered() + 1)
-		if err == nil {
-			continue
-		}
-		if !isTimeout(err) && err != bufio.ErrBufferFull {
-			cancel()
-		}
-		return
+	if p == atWork {
+		c.s.sweeper.rouse()
 	}
+}
+
+// readHead reads until a whole head stands at the buffer's beginning.
+func (c *session) readHead() bool {
+	switch n := c.w - c.r; {
+	case n == 0 && len(c.in) > 4*inSize:
+		c.in = make([]byte, inSize)
+	case n > 0 && c.r > 0:
+		copy(c.in, c.in[c.r:c.w])
+	}
+	c.r, c.w = 0, c.w-c.r
+	c.req.Reset()
+	for {
+		if c.w > 0 {
+			n, err := c.req.Parse(c.in[:c.w])
+			if err != nil {
+				c.idle.Store(false)
+				c.answer(http.StatusBadRequest, codeFraming, err.Error())
+				return false
+			}
+			if n > 0 {
+				c.r, c.head = n, n
+				return true
+			}
+		}
+		if c.w == len(c.in) {
+			c.in = append(c.in, make([]byte, len(c.in))...)
+		}
+		n, err := c.conn.Read(c.in[c.w:])
+		c.w += n
+		if err != nil && n == 0 {
+			return false
+		}
+	}
+}
+
+// unread puts back what was read of the connection but belongs to the next
+// request. Nothing else of the buffer is wanted any more but the head.
+func (c *session) unread(b []byte) {
+	c.r, c.w = c.head, c.head+copy(c.in[c.head:], b)
+	if rest := b[c.w-c.head:]; len(rest) > 0 {
+		// Those who look at the head go on with the old buffer.
+		c.in = append(c.in, rest...)
+		c.w = len(c.in)
+	}
+}
+
+// lookAfter watches the client until its request is over: the sweeper calls it
+// when that takes long, with c.mu held. Next requests that come meanwhile do
+// not hide that the client leaves, as far as the buffer holds them.
+func (c *session) lookAfter() {
+	if c.watch != nil || !c.body.ended.Load() {
+		return // or somebody else still reads
+	}
+	done := make(chan struct{})
+	c.watch = done
+	go func() {
+		defer close(done)
+		for {
+			if c.w == len(c.in) {
+				if len(c.in) > 4*inSize {
+					return
+				}
+				c.in = append(c.in, make([]byte, inSize)...)
+			}
+			n, err := c.conn.Read(c.in[c.w:])
+			c.w += n
+			if err == nil {
+				continue
+			}
+			if !isTimeout(err) {
+				c.cut()
+			}
+			return
+		}
+	}()
 }
 
 // stopWatch ends the watch, so that the session may read again.
 func (c *session) stopWatch() {
-	c.watchTimer.Stop()
 	c.mu.Lock()
-	c.cancel = nil
-	watching, done := c.watching, c.watchDone
-	c.watching = false
+	done := c.watch
+	c.phase = away // nobody begins another
 	c.mu.Unlock()
-	if !watching {
+	if done == nil {
 		return
 	}
 	c.conn.SetReadDeadline(time.Unix(1, 0))
 	<-done
 	c.conn.SetReadDeadline(time.Time{})
+	c.mu.Lock()
+	c.watch = nil
+	c.mu.Unlock()
+}
+
+// cut ends what is under way: the client has left, or the server stops.
+func (c *session) cut() {
+	c.end()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cutOff = true
+	if c.up != nil {
+		c.up.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// hold makes an upstream connection the one that cut ends; nil: none any more.
+// It reports false if that has happened.
+func (c *session) hold(up net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.up = up
+	return !c.cutOff
+}
+
+// unkick ends the wait for a short body, and reports whether the sweeper broke it off.
+func (c *session) unkick(start time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kicked := c.kicked
+	if kicked {
+		c.conn.SetReadDeadline(time.Time{})
+	}
+	c.phase, c.since, c.kicked = atWork, start, false
+	return kicked
 }
 
 func isTimeout(err error) bool {
@@ -189,45 +285,26 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// drain reads what is left of a body that the handler did not want, so that
-// the next request can be read. A long one costs the connection instead.
+// drain reads what is left of a body that nobody wanted, so that the next
+// request can be read. A long one costs the connection instead.
 func (c *session) drain() bool {
-	b := c.body
-	if b == nil || b.ended.Load() {
+	b := &c.body
+	if b.ended.Load() {
 		return true
 	}
-	if b.wantsContinue && !b.asked.Load() {
-		return false // the client waits for a word that it will not get
+	if b.brokenOff || b.wantsContinue && !b.asked.Load() {
+		return false // the client sends nothing, perhaps waiting for a word that it will not get
 	}
 	c.conn.SetReadDeadline(time.Now().Add(time.Second))
-	n, err := io.CopyN(io.Discard, b.src, maxDrain+1)
+	n, err := io.CopyN(io.Discard, b, maxDrain+1)
 	c.conn.SetReadDeadline(time.Time{})
 	return err == io.EOF && n <= maxDrain
-}
-
-// refuseRequest answers what could not be read as a request.
-func (c *session) refuseRequest(err error) {
-	if c.refuseFraming() || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || isTimeout(err) || errors.Is(err, net.ErrClosed) {
-		return
-	}
-	c.answer(http.StatusBadRequest, codeFraming, "the request cannot be read as HTTP/1.1")
-}
-
-// refuseFraming answers what the guard refused; false if it refused nothing.
-func (c *session) refuseFraming() bool {
-	g, ok := c.conn.(interface{ Failed() error })
-	if !ok || g.Failed() == nil {
-		return false
-	}
-	c.answer(http.StatusBadRequest, codeFraming, g.Failed().Error())
-	return true
 }
 
 // answer writes an error of the connection's own, after which it is closed.
 func (c *session) answer(status int, code, msg string) {
 	c.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	problemResponse(status, code, msg).Write(c.bw)
-	c.bw.Flush()
+	problemResponse(status, code, msg).Write(c.conn)
 	c.lingeringClose()
 }
 
@@ -235,30 +312,43 @@ func (c *session) answer(status int, code, msg string) {
 // reset by bytes that nobody reads (RFC 9112 section 9.6).
 func (c *session) lingeringClose() {
 	closeWrite(c.conn)
-	opaque(c.conn)
 	c.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
 	io.Copy(io.Discard, c.conn)
 }
 
-// countingBody is a request's body. It knows when it was read to its end, and
-// tells a client that asked for it to go on when it is read first.
-type countingBody struct {
-	src           io.ReadCloser
-	w             *response
-	wantsContinue bool
-	asked, ended  atomic.Bool
+// sayContinue lets a client that asked send its body, unless the answer has begun.
+func (c *session) sayContinue() {
+	c.say.Lock()
+	defer c.say.Unlock()
+	if !c.begun {
+		io.WriteString(c.conn, "HTTP/1.1 100 Continue\r\n\r\n")
+	}
 }
 
-func (b *countingBody) Read(p []byte) (int, error) {
-	if b.wantsContinue && !b.asked.Swap(true) {
-		b.w.sayContinue()
-	}
-	n, err := b.src.Read(p)
-	if err != nil {
-		b.ended.Store(err == io.EOF)
-	}
-	return n, err
+// begin is called before the answer's first byte is written.
+func (c *session) begin() {
+	c.say.Lock()
+	c.begun = true
+	c.say.Unlock()
 }
 
-// Close leaves the rest to the session.
-func (b *countingBody) Close() error { return nil }
+// room reports whether n bytes more can be put into out, which grows once for them.
+func (c *session) room(n int) bool {
+	if n > cap(c.out)-len(c.out) && len(*c.lent) < largeBuf && len(c.out)+n <= largeBuf {
+		larger := borrow(largeBuf)
+		c.out = append((*larger)[:0], c.out...)
+		giveBack(c.lent)
+		c.lent = larger
+	}
+	return n <= cap(c.out)-len(c.out)
+}
+
+// flush writes what is to be written to the client.
+func (c *session) flush() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	_, err := c.conn.Write(c.out)
+	c.out = c.out[:0]
+	return err
+}

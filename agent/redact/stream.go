@@ -40,7 +40,7 @@ func (st *Stream) Next(chunk []byte) []byte { return st.next(chunk, false) }
 func (st *Stream) Close() []byte {
 	out := st.next(nil, true)
 	clear(st.ctx[:cap(st.ctx)])
-	st.ctx, st.carry = nil, 0
+	st.ctx, st.carry = st.ctx[:0], 0
 	return out
 }
 

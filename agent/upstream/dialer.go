@@ -27,9 +27,9 @@ const (
 	connectTimeout   = 10 * time.Second
 	handshakeTimeout = 10 * time.Second
 	keepAlive        = 30 * time.Second
-	// firstByteTimeout is long: a model may think for minutes before it answers.
-	firstByteTimeout = 15 * time.Minute
-	idleTimeout      = 90 * time.Second
+	// FirstByte is long: a model may think for minutes before it answers.
+	FirstByte   = 15 * time.Minute
+	idleTimeout = 90 * time.Second
 	// idlePerHost lets as many connections wait as a busy pod has requests at
 	// once; net/http's default of 2 makes nearly every request a new handshake.
 	idlePerHost = 512
@@ -259,7 +259,7 @@ func (d *Dialer) Transport(o TransportOptions) (*http.Transport, error) {
 		DialContext:            func(ctx context.Context, _, addr string) (net.Conn, error) { return d.Dial(ctx, addr) },
 		TLSClientConfig:        c,
 		TLSHandshakeTimeout:    handshakeTimeout,
-		ResponseHeaderTimeout:  firstByteTimeout,
+		ResponseHeaderTimeout:  FirstByte,
 		IdleConnTimeout:        idleTimeout,
 		MaxIdleConns:           0,
 		MaxIdleConnsPerHost:    idlePerHost,

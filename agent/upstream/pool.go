@@ -90,7 +90,7 @@ func (h *Host) Get(ctx context.Context) (*Conn, error) {
 		if c == nil {
 			return h.Dial(ctx)
 		}
-		if h.pool.now()-c.since < int64(askAfter) || c.atRest() {
+		if h.pool.now()-c.since < int64(askAfter) || c.AtRest() {
 			c.reused = true
 			return c, nil
 		}
@@ -164,9 +164,9 @@ func rawConn(c net.Conn) syscall.RawConn {
 	return nil
 }
 
-// atRest reports whether the other side has neither ended the connection nor
+// AtRest reports whether the other side has neither ended the connection nor
 // said anything that nobody asked for.
-func (c *Conn) atRest() bool {
+func (c *Conn) AtRest() bool {
 	if c.raw == nil {
 		return true
 	}

@@ -122,7 +122,7 @@ func TestPoolLooksBeforeItTakes(t *testing.T) {
 			}
 			a.Put()
 			spoil(theirs)
-			for a.atRest() { // until the network has carried it here
+			for a.AtRest() { // until the network has carried it here
 				time.Sleep(time.Millisecond)
 			}
 			h.mu.Lock()
@@ -246,7 +246,7 @@ func TestPoolThroughProxy(t *testing.T) {
 	h := testPool(t, ca, Options{EgressProxy: parse(t, "http://"+corporate.addr)}).Host("1.2.3.4:443", false)
 	c := take(t, h)
 	ask(t, c)
-	if !c.atRest() {
+	if !c.AtRest() {
 		t.Error("a connection at rest was found dead")
 	}
 	c.Put()
