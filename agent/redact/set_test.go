@@ -304,7 +304,7 @@ func TestNothingFoundAllocatesNothing(t *testing.T) {
 // many, few are set. And each of them is found.
 func TestManyValues(t *testing.T) {
 	s := newSet(t, Options{})
-	const many = 300
+	const many = 80
 	var text []byte
 	for i := range many {
 		key := "sk-proj-" + rand.Text() + rand.Text()
