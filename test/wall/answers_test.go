@@ -31,7 +31,7 @@ const evil = "HTTP/1.1 200 OK\r\nX-Hidden: yes\r\nContent-Length: 4\r\n\r\nevil"
 
 // answers: where an answer of a provider's ends. The same class from the other side.
 var answers = &group{class: 7, name: "answer", says: "response smuggling", cases: []kase{
-	hostile("two-in-one", "CVE-2021-33037", plainAnswer+evil),
+	hostile("two-in-one", "CWE-444", plainAnswer+evil),
 	hostile("length-and-chunked", "RFC 9112 6.3", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
 	hostile("two-lengths", "RFC 9112 6.3", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 60\r\n\r\n{}"+evil),
 	hostile("negative-length", "RFC 9110 8.6", "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}"+evil),
@@ -53,7 +53,7 @@ var answers = &group{class: 7, name: "answer", says: "response smuggling", cases
 	hostile("hints-and-then-an-answer", "RFC 8297 2", "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"+plainAnswer),
 	hostile("body-of-no-content", "RFC 9110 15.3.5", "HTTP/1.1 204 No Content\r\nContent-Length: 56\r\n\r\n"+evil),
 	hostile("body-of-not-modified", "RFC 9110 15.4.5", "HTTP/1.1 304 Not Modified\r\n\r\n"+evil),
-	ending("head-of-a-megabyte", "CVE-2023-45288", "HTTP/1.1 200 OK\r\nX-A: "+strings.Repeat("a", 1<<20)+"\r\nContent-Length: 2\r\n\r\n{}"),
+	ending("head-of-a-megabyte", "CWE-770", "HTTP/1.1 200 OK\r\nX-A: "+strings.Repeat("a", 1<<20)+"\r\nContent-Length: 2\r\n\r\n{}"),
 	ending("a-hundred-thousand-fields", "CWE-770", "HTTP/1.1 200 OK\r\n"+strings.Repeat("X-A: b\r\n", 100_000)+"Content-Length: 2\r\n\r\n{}"),
 	ending("endless-hints", "CWE-835", strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n", 10_000)),
 	{name: "cut-short-by-length", inv: "I13", source: "RFC 9112 8", on: everyHTTP, send: models,

@@ -19,7 +19,7 @@ import (
 var ca = &group{class: 15, name: "ca", says: "leaf floods, the CA's files", cases: []kase{
 	{name: "flood-of-names-is-forgotten", inv: "I6", source: "CWE-770", on: direct, do: leafFlood},
 	{name: "one-host-one-leaf", inv: "I6", source: "CWE-770", on: direct, do: leafTwice},
-	{name: "no-leaf-for-a-stranger", inv: "I6", source: "CVE-2017-10910", on: direct, agent: "tunnel", do: leafForStranger},
+	{name: "no-leaf-for-a-stranger", inv: "I6", source: "VU#529496", on: direct, agent: "tunnel", do: leafForStranger},
 	{name: "constrained-to-the-configured-hosts", inv: "I6", source: "RFC 5280 4.2.1.10", on: direct, do: constrained},
 	{name: "key-is-nowhere", inv: "I6", source: "CWE-312", on: direct, agent: "none", do: caKeyNowhere},
 	{name: "certificate-through-a-link", inv: "I6", source: "CWE-59", on: direct, agent: "none", do: throughLink("ca.pem")},

@@ -25,9 +25,9 @@ var credentials = &group{class: 5, name: "credential", says: "duplicate and disg
 	{name: "every-known-field", inv: "I3", source: "CWE-201", on: every,
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nApi-Key: {client}\nX-Goog-Api-Key: {client}\nX-Api-Key: {client}\nX-Amz-Security-Token: {client}\n" +
 			"X-Goog-Iam-Authorization-Token: {client}\nX-House-Key: {client}\nAuthorization: {client}", want: attached()},
-	{name: "proxy-authorization", inv: "I3", source: "CVE-2018-1000007", on: every,
+	{name: "proxy-authorization", inv: "I3", source: "CVE-2023-32681", on: every,
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nProxy-Authorization: Basic {client}\nProxy_Authorization: Basic {client}", want: attached()},
-	{name: "proxy-authorization-of-connect", inv: "I3", source: "CVE-2018-1000007", on: direct, do: connectWithCredentials},
+	{name: "proxy-authorization-of-connect", inv: "I3", source: "CVE-2023-32681", on: direct, do: connectWithCredentials},
 	{name: "over-http2", inv: "I3", source: underscore, on: everyHTTP, to: "h2",
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nAUTHORIZATION: Bearer {client}\nX_Api_Key: {client}\nAuthorization: {client}", want: attached()},
 	{name: "basic", inv: "I3", source: "RFC 7617 2", on: every, to: "basic",

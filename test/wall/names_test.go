@@ -8,9 +8,9 @@ type spelling struct{ name, host, source string }
 var spellings = []spelling{
 	{"trailing-dot", "api.openai.com.", "CVE-2022-24825"},
 	{"brackets", "[api.openai.com]", "CVE-2022-29188"},
-	{"userinfo", "user@api.openai.com", "CVE-2016-8624"},
-	{"userinfo-with-password", "user:secret@api.openai.com", "CVE-2016-8624"},
-	{"userinfo-that-is-a-provider", "api.openai.com@evil.test", "CVE-2016-8624"},
+	{"userinfo", "user@api.openai.com", "RFC 3986 7.6"},
+	{"userinfo-with-password", "user:secret@api.openai.com", "RFC 3986 7.6"},
+	{"userinfo-that-is-a-provider", "api.openai.com@evil.test", "RFC 3986 7.6"},
 	{"backslash", `api.openai.com\@evil.test`, "CVE-2021-27515"},
 	{"encoded-nul", "api.openai.com%00.evil.test", "CVE-2009-2408"},
 	{"encoded-dot", "api%2eopenai%2ecom", "RFC 3986 3.2.2"},
@@ -42,7 +42,7 @@ var spelled = &group{class: 3, name: "name", says: "hostname parsers", cases: ap
 		send: "GET {/v1/models} HTTP/1.1\nHost: API.OpenAI.COM", want: attached(field("Host", "api.openai.com"))},
 	{name: "trailing-dot-inside", inv: "I2", source: "CVE-2022-24825", on: inTunnel,
 		send: "GET {/v1/models} HTTP/1.1\nHost: api.openai.com.", want: refused(421, "host_mismatch")},
-	{name: "userinfo-inside", inv: "I2", source: "CVE-2016-8624", on: inTunnel,
+	{name: "userinfo-inside", inv: "I2", source: "RFC 3986 7.6", on: inTunnel,
 		send: "GET {/v1/models} HTTP/1.1\nHost: user@api.openai.com", want: want{status: 421, code: "host_mismatch|bad_framing"}},
 	{name: "own-port-inside", inv: "I2", source: "RFC 9112 3.2", on: inTunnel,
 		send: "GET {/v1/models} HTTP/1.1\nHost: api.openai.com:443", want: attached(field("Host", "api.openai.com"))},
@@ -78,7 +78,7 @@ var spelled = &group{class: 3, name: "name", says: "hostname parsers", cases: ap
 		send: "GET {/v1/models} HTTP/1.1\nHost: 127.0.0.1.:{port}", want: refused(421, "host_not_allowed")},
 	{name: "route-host-in-another-notation", inv: "I2", source: "CVE-2021-29923", on: route + " " + ws,
 		send: "GET {/v1/models} HTTP/1.1\nHost: 127.1:{port}", want: refused(421, "host_not_allowed")},
-	{name: "route-host-with-userinfo", inv: "I2", source: "CVE-2016-8624", on: route,
+	{name: "route-host-with-userinfo", inv: "I2", source: "RFC 3986 7.6", on: route,
 		send: "GET {/v1/models} HTTP/1.1\nHost: a@{agent}", want: want{status: 421, code: "host_not_allowed|bad_framing"}},
 }...)}
 

@@ -31,7 +31,7 @@ var redirect = &group{class: 6, name: "redirect", says: "redirects followed with
 		says: points(302, "https://api.openai.com/v1/elsewhere"), want: passedOn(302).and(location("http://{agent}/openai/v1/elsewhere"))},
 	{name: "back-to-itself-stays-in-the-tunnel", inv: "I1", source: "RFC 9110 10.2.2", on: connect, send: models,
 		says: points(302, "https://api.openai.com/v1/elsewhere"), want: passedOn(302).and(location("https://api.openai.com/v1/elsewhere"))},
-	{name: "to-userinfo-is-not-rewritten", inv: "I1", source: "CVE-2016-8624", on: route, send: models,
+	{name: "to-userinfo-is-not-rewritten", inv: "I1", source: "RFC 3986 7.6", on: route, send: models,
 		says: points(302, "https://api.openai.com@evil.test/v1"), want: passedOn(302).and(location("https://api.openai.com@evil.test/v1"))},
 	{name: "of-the-probe", inv: "I1", source: curlRedirect, on: direct, agent: "none", do: probeRedirect},
 	{name: "of-vault", inv: "I1", source: "CVE-2018-1000007", on: direct, agent: "none", do: vaultRedirect},

@@ -25,7 +25,7 @@ var secrets = &group{class: 17, name: "secret", says: "line breaks in secrets, p
 		send: models, want: attached(field("OpenAI-Organization", ""), field("OpenAI-Project", ""))},
 	{name: "required-field-without-value", inv: "I11", source: "CWE-116", on: direct, agent: "none", do: missingField},
 	{name: "query-is-not-logged", inv: "I5", source: "CWE-532", on: every,
-		send: "GET {/v1/models?session=client-canary-query-0123} HTTP/1.1\nHost: {host}", want: want{status: 200, n: 1, check: nil, answer: nil}, do: logged("client-canary-query-0123")},
+		send: "GET {/v1/models?session=client-canary-query-0123} HTTP/1.1\nHost: {host}", do: logged("client-canary-query-0123")},
 	{name: "credentials-are-not-logged", inv: "I5", source: "CWE-532", on: every, do: logged("client-canary-0123456789abcdef"),
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nAuthorization: Bearer {client}\nX-Api-Key: {client}\nCookie: a={client}"},
 	{name: "refused-request-is-not-logged", inv: "I5", source: "CWE-532", on: everyHTTP, do: logged("client-canary-0123456789abcdef"),

@@ -42,7 +42,7 @@ var upgrade = &group{class: 8, name: "upgrade", says: "upgrades", cases: []kase{
 		send: "CONNECT evil.test:443 HTTP/1.1\nHost: evil.test:443", want: want{status: 400, code: "bad_host|bad_framing"}},
 	{name: "connect-in-a-tunnel-to-itself", inv: "I2", source: "RFC 9110 9.3.6", on: connect,
 		send: "CONNECT api.openai.com:443 HTTP/1.1\nHost: api.openai.com:443", want: want{status: 400, code: "bad_host|bad_framing"}},
-	{name: "connect-with-a-path", inv: "I13", source: "golang/go#68621", on: connect,
+	{name: "connect-with-a-path", inv: "I13", source: "RFC 9110 9.3.6", on: connect,
 		send: "CONNECT /v1/models HTTP/1.1\nHost: api.openai.com\nTransfer-Encoding: chunked", body: "0\r\n\r\n", want: want{status: 400, code: "bad_host|bad_framing"}},
 	{name: "of-a-host-that-is-not-ours", inv: "I13", source: wsSmuggle, on: direct, agent: "tunnel",
 		send: "GET http://elsewhere.test/ HTTP/1.1\nHost: elsewhere.test\n" + strings.TrimSuffix(handshake, "\n"), want: reachedOnly(200, "elsewhere.test:80")},
