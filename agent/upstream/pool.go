@@ -133,7 +133,10 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	secure := tls.Client(inner, conf)
 	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	if err := secure.HandshakeContext(hctx); err != nil {
+	// On a stack of its own: the caller's would stay as large as a handshake needs, for as long as an answer streams.
+	done := make(chan error, 1)
+	go func() { done <- secure.HandshakeContext(hctx) }()
+	if err := <-done; err != nil {
 		inner.Close()
 		return nil, explain(h.hostport, err)
 	}
