@@ -71,6 +71,29 @@ func TestConnectPinsTheHost(t *testing.T) {
 	}
 }
 
+// A browser that uses the agent as its proxy sends a page's requests through tunnels.
+func TestTunnelIsNotForWebPages(t *testing.T) {
+	w := newWorld(t, nil)
+	for fields, want := range map[string]string{
+		"":                                     "",
+		"Sec-Fetch-Mode: cors\r\n":             "",
+		"Origin: https://" + w.upHost + "\r\n": "",
+		"Sec-Fetch-Site: cross-site\r\n":       codeCrossSite,
+		"Sec-Fetch-Dest: document\r\n":         codeCrossSite,
+		"Origin: http://evil.test\r\n":         codeCrossSite,
+		"Origin: null\r\n":                     codeCrossSite,
+	} {
+		before := len(w.requests())
+		resp := w.raw(w.tunnel(), "GET /v1/models HTTP/1.1\r\nHost: "+w.upHost+"\r\n"+fields+"\r\n")
+		if got := resp.Header.Get(errorField); got != want {
+			t.Errorf("%q: %s %q, want %q", fields, resp.Status, got, want)
+		}
+		if forwarded := len(w.requests()) > before; forwarded != (want == "") {
+			t.Errorf("%q: forwarded is %t", fields, forwarded)
+		}
+	}
+}
+
 func TestConnectRefusesAnotherServerName(t *testing.T) {
 	w := newWorld(t, nil)
 	c, _ := w.connect(w.upHost)

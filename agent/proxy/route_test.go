@@ -93,6 +93,9 @@ func TestRouteIsNotForWebPages(t *testing.T) {
 		{w.addr, "Sec-Fetch-Site: same-site\r\n", codeCrossSite},
 		{w.addr, "Origin: https://evil.test\r\n", codeCrossSite},
 		{w.addr, "Origin: null\r\n", codeCrossSite},
+		{w.addr, "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n", codeCrossSite}, // typed, or redirected from what was typed
+		{w.addr, "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: no-cors\r\nSec-Fetch-Dest: empty\r\n", ""},                // Electron's net.fetch
+		{w.addr, "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Dest: image\r\n", codeCrossSite},                         // the icon of a window that was refused
 		{w.addr, "Origin: http://127.0.0.1:1\r\n", codeCrossSite},
 	} {
 		before := len(w.requests())

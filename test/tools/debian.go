@@ -19,7 +19,7 @@ type DebianProgram struct {
 	Dir     string // where it lies, if no PATH leads there
 }
 
-// The programs that run containers, build images, check alerts and ask for things, and that the agent is measured against or stands in front of.
+// The programs that run containers, build images, check alerts, ask for things and open pages, and that the agent is measured against or stands in front of.
 var (
 	Runc     = DebianProgram{Name: "runc", Package: "runc"}
 	Bridge   = DebianProgram{Name: "bridge", Package: "containernetworking-plugins", Dir: "/usr/lib/cni"}
@@ -31,10 +31,11 @@ var (
 	Nginx    = DebianProgram{Name: "nginx", Package: "nginx-light"}
 	HAProxy  = DebianProgram{Name: "haproxy", Package: "haproxy"}
 	Curl     = DebianProgram{Name: "curl", Package: "curl"}
+	Chromium = DebianProgram{Name: "chromium", Package: "chromium"}
 )
 
 // Debian are all of them.
-var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox, Promtool, Nginx, HAProxy, Curl}
+var Debian = []DebianProgram{Runc, Bridge, IPTables, IP, Buildah, Busybox, Promtool, Nginx, HAProxy, Curl, Chromium}
 
 // Find returns the program's path. A missing package is installed if this
 // process may do so, which is what a machine of CI is like; the error says why

@@ -87,6 +87,8 @@ func (p *Provider) Entry(more string) string {
 type Config struct {
 	Environment  string
 	Proxy, Admin string // listen
+	Hosts        []string
+	UIDs         []int
 	Store        string
 	Providers    []string
 	Rotation     string
@@ -115,7 +117,7 @@ func (c Config) YAML() string {
 	return fmt.Sprintf(`version: 1
 environment: %s
 proxy_id: %s
-listen: {proxy: %q, admin: %q}
+listen: {proxy: %q, admin: %q, hosts: [%s], allow_uids: %s}
 store: %s
 rotation: %s
 ca: {dir: ca, state_dir: %q}
@@ -123,7 +125,7 @@ audit: {file: %q}
 %s
 providers:
   - %s
-`, c.Environment, ProxyID, c.Proxy, c.Admin, c.Store, c.Rotation, c.StateDir, c.Audit, c.More, strings.Join(c.Providers, "\n  - "))
+`, c.Environment, ProxyID, c.Proxy, c.Admin, strings.Join(c.Hosts, ", "), strings.ReplaceAll(fmt.Sprint(c.UIDs), " ", ", "), c.Store, c.Rotation, c.StateDir, c.Audit, c.More, strings.Join(c.Providers, "\n  - "))
 }
 
 // Start starts an agent and waits until it is ready. When the test ends, it
@@ -247,7 +249,9 @@ func Version(t *testing.T, a *agenttest.Agent, key string, n int) sync.VersionSt
 
 // Operator is a configuration file for commands that talk to a running agent.
 func (w *World) Operator(c Config, a *agenttest.Agent) string {
-	c.Proxy, c.Admin = a.Proxy, a.Admin
+	if c.Admin = a.Admin; !strings.HasPrefix(c.Proxy, "unix://") {
+		c.Proxy = a.Proxy
+	}
 	file := w.Path("operator.yaml")
 	Write(w.T, file, c.YAML())
 	return file
