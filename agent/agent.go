@@ -362,36 +362,6 @@ func (a *Agent) serveAdmin() {
 	})
 }
 
-// listen opens a TCP address, or a Unix socket whose users are checked on each connection.
-func listen(address string) (net.Listener, error) {
-	path, unix := strings.CutPrefix(address, "unix://")
-	if !unix {
-		return net.Listen("tcp", address)
-	}
-	if fi, err := os.Lstat(path); err == nil {
-		if fi.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s exists and is no socket", path)
-		}
-		if c, err := net.Dial("unix", path); err == nil {
-			c.Close()
-			return nil, fmt.Errorf("%s is in use by another process", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	// Everyone may connect as far as the file goes: who stays is decided by user id.
-	if err := os.Chmod(path, 0o666); err != nil {
-		ln.Close()
-		return nil, err
-	}
-	return ln, nil
-}
-
 func (a *Agent) onStop(f func()) { a.undo = append(a.undo, f) }
 
 // Stop ends what Start began and lets go of what New opened, last first: no new

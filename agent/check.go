@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -87,6 +86,9 @@ func Check(ctx context.Context, o Options, probe bool) (Report, error) {
 		r.Keys = append(r.Keys, k)
 	}
 	r.Notes = append(r.Notes, notes()...)
+	if n := replaceable(c.Listen.Proxy); n != "" {
+		r.Notes = append(r.Notes, n)
+	}
 	if v, ok := g.store.Store.(*vault.Store); ok {
 		r.acks(ctx, v, g.store.acks)
 	}
@@ -203,23 +205,6 @@ func notes() []string {
 		out = append(out, "this platform cannot keep single pages out of core dumps; core dumps are off for the process instead")
 	}
 	return out
-}
-
-// canListen tries an address.
-func canListen(address string) error {
-	if path, ok := strings.CutPrefix(address, "unix://"); ok {
-		fi, err := os.Lstat(path)
-		if err == nil && fi.Mode()&os.ModeSocket == 0 {
-			return fmt.Errorf("%s exists and is no socket", path)
-		}
-		_, err = os.Stat(filepath.Dir(path))
-		return err
-	}
-	ln, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	return ln.Close()
 }
 
 const statePresent = "present"

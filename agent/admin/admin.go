@@ -2,8 +2,9 @@
 // interception CA's certificate, and the status that `postern status` shows. It
 // knows no store and no key.
 //
-// No endpoint holds a secret, so the Host header is not looked at: kubelet and
-// Prometheus come by the pod's address.
+// No endpoint holds a secret: kubelet and Prometheus may come by any name or
+// address. A web page may not read which keys there are, though: it could by a name of its own
+// that it rebinds to a loopback address, so that over loopback only loopback's names count.
 package admin
 
 import (
@@ -11,7 +12,9 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -76,6 +79,8 @@ func Handler(o Options) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		page := pages[r.URL.Path]
 		switch {
+		case rebound(r):
+			refuse(w, http.StatusMisdirectedRequest, "over loopback this listener answers to localhost and to addresses only")
 		case page == nil:
 			refuse(w, http.StatusNotFound, "this listener has /livez, /readyz, /metrics, /ca.pem and /status")
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
@@ -85,6 +90,16 @@ func Handler(o Options) http.Handler {
 			page(w, r)
 		}
 	})
+}
+
+// rebound reports whether a request came over loopback under a name that is not loopback's own.
+func rebound(r *http.Request) bool {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if local == nil || !local.IP.IsLoopback() || r.Host == "" {
+		return false
+	}
+	host := (&url.URL{Host: r.Host}).Hostname()
+	return net.ParseIP(host) == nil && !strings.EqualFold(host, "localhost")
 }
 
 // NewServer returns a server of Handler(o) with the limits above.

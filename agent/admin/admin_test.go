@@ -3,6 +3,7 @@ package admin
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,6 +51,32 @@ func ask(h http.Handler, method, target string, header ...string) *httptest.Resp
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w
+}
+
+// A page's name that was rebound to a loopback address gets nothing; by any
+// other address, names are Prometheus's business.
+func TestReboundName(t *testing.T) {
+	h := Handler(options())
+	loopback, pod := net.IPv4(127, 0, 0, 1), net.IPv4(10, 1, 2, 3)
+	for _, c := range []struct {
+		local  net.IP
+		host   string
+		status int
+	}{
+		{loopback, "127.0.0.1:8701", 200}, {loopback, "[::1]:8701", 200}, {loopback, "localhost:1", 200}, {loopback, "LOCALHOST", 200}, {loopback, "", 200},
+		{net.IPv6loopback, "rebound.evil.test:8701", 421}, {loopback, "rebound.evil.test:8701", 421}, {loopback, "localhost.evil.test", 421}, {loopback, "127.0.0.1.evil.test", 421},
+		{pod, "postern.ns.svc:8701", 200},
+	} {
+		for _, path := range []string{"/status", "/metrics", "/readyz", "/livez", "/ca.pem"} {
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.Host = c.host
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, &net.TCPAddr{IP: c.local, Port: 8701})))
+			if w.Code != c.status {
+				t.Errorf("%s at %s, Host %q: %d, want %d", path, c.local, c.host, w.Code, c.status)
+			}
+		}
+	}
 }
 
 func TestPages(t *testing.T) {
