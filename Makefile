@@ -5,15 +5,23 @@ FUZZTIME ?= 60s
 FRAMING ?= 5000
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: build test lint wall framing soak faults bench fuzz image tools cluster clean
+.PHONY: build sbom licenses test lint wall framing soak faults bench fuzz image tools cluster clean
 
-build: ## the agent and command line, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/postern ./cmd/postern
+build: ## the agent with the command line, and the injector, static; the same sources give the same bytes
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/postern ./cmd/postern-injector
 
 test: ## every test; ends with a summary
 	$(GO) run ./test/run
 
-lint: ## gofmt, go vet on every platform, staticcheck
+SUPPLY = $(GO) run -C test/tools/supply .
+
+sbom: build ## a bill of materials beside each program (CycloneDX)
+	for p in postern postern-injector; do $(SUPPLY) sbom $(CURDIR)/bin/$$p $(VERSION) >bin/$$p.cdx.json || exit 1; done
+
+licenses: build ## what the programs are made of, with licenses; fails on one that test/tools/supply/allowed.txt does not list
+	@$(SUPPLY) licenses allowed.txt $(CURDIR)/bin/postern $(CURDIR)/bin/postern-injector
+
+lint: ## gofmt, go vet on every platform, staticcheck, govulncheck, go mod verify
 	$(GO) run ./test/lint
 
 wall: ## hostile clients and upstreams against the built binary, in a network namespace; prints every case

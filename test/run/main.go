@@ -75,6 +75,7 @@ func parts() []part {
 		{name: "documents", cmd: append(slices.Clone(outside), "./test/docs/...")},
 		{name: "chart", cmd: append(slices.Clone(outside), "./test/chart/...")},
 		{name: "examples", cmd: append(slices.Clone(outside), "./test/examples/...")},
+		{name: "supply chain", cmd: append(slices.Clone(outside), "./test/supply/...")},
 		{name: "sdk", cmd: append(slices.Clone(outside), "./test/sdk/...")},
 	}
 }
