@@ -160,6 +160,7 @@ func (x *exchange) copyBody(st *redact.Stream, chunked bool) error {
 			if err := x.c.flush(); err != nil {
 				return errClient
 			}
+			x.c.rest()
 		}
 		data, end, err := x.trip.next()
 		if err != nil {
@@ -187,6 +188,7 @@ func (x *exchange) endBody(st *redact.Stream, chunked bool) error {
 		return errClient
 	}
 	if chunked {
+		x.c.ready()
 		x.c.out = append(x.c.out, h1.LastChunk...)
 	}
 	if x.c.flush() != nil {
@@ -209,6 +211,7 @@ func (x *exchange) put(p []byte, chunked bool) error {
 		return nil
 	}
 	c := x.c
+	c.ready()
 	if chunked {
 		c.out = h1.AppendChunkHead(c.out, len(p))
 	}

@@ -126,11 +126,10 @@ func (c *session) one() bool {
 	}
 	c.enter(atWork, start)
 	c.begun = false
-	c.lent = borrow(smallBuf)
-	c.out = (*c.lent)[:0]
+	c.ready()
 	end := c.handle(start)
-	giveBack(c.lent)
-	c.lent, c.out = nil, nil
+	c.out = nil // what an exchange that was given up has not written
+	c.rest()
 	c.x = exchange{} // an idle connection keeps no generation
 	c.stopWatch()
 	switch {
@@ -330,6 +329,23 @@ func (c *session) begin() {
 	c.say.Lock()
 	c.begun = true
 	c.say.Unlock()
+}
+
+// ready sees to it that out can be written to.
+func (c *session) ready() {
+	if c.lent == nil {
+		c.lent = borrow(smallBuf)
+		c.out = (*c.lent)[:0]
+	}
+}
+
+// rest gives out's buffer back, unless something in it is not written yet: many
+// a stream waits most of the time.
+func (c *session) rest() {
+	if c.lent != nil && len(c.out) == 0 {
+		giveBack(c.lent)
+		c.lent, c.out = nil, nil
+	}
 }
 
 // room reports whether n bytes more can be put into out, which grows once for them.

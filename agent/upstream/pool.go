@@ -43,7 +43,7 @@ func (d *Dialer) Pool(o TransportOptions) (*Pool, error) {
 type Host struct {
 	pool     *Pool
 	hostport string
-	name     string // for TLS
+	tls      *tls.Config
 	plain    bool
 
 	mu     sync.Mutex
@@ -63,7 +63,9 @@ func (p *Pool) Host(hostport string, plain bool) *Host {
 	h := p.hosts[key]
 	if h == nil {
 		name, _, _ := net.SplitHostPort(hostport)
-		h = &Host{pool: p, hostport: hostport, name: name, plain: plain, closed: p.closed}
+		conf := p.tls.Clone()
+		conf.ServerName = name
+		h = &Host{pool: p, hostport: hostport, tls: conf, plain: plain, closed: p.closed}
 		p.hosts[key] = h
 	}
 	return h
@@ -128,9 +130,7 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	if h.plain {
 		return c, nil
 	}
-	conf := h.pool.tls.Clone()
-	conf.ServerName = h.name
-	secure := tls.Client(inner, conf)
+	secure := tls.Client(inner, h.tls)
 	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	// On a stack of its own: the caller's would stay as large as a handshake needs, for as long as an answer streams.

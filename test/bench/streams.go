@@ -38,6 +38,10 @@ func stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// warm is how many streams are open when the others begin to be counted: what the
+// first ones bring into memory, code above all, is not a stream's.
+const warm = 20
+
 // streamed is what many streams cost, all open at once.
 type streamed struct {
 	cpu   float64 // µs an event, of the peer
@@ -47,14 +51,16 @@ type streamed struct {
 
 // streamThrough holds so many streams open for a while.
 func (s *stage) streamThrough(p *peer, streams int, hold time.Duration) (streamed, error) {
-	idle := 0
-	if p.proc != nil {
-		idle = p.proc.rss()
-	}
 	var counting atomic.Bool
 	conns, delays, errs := make([]net.Conn, streams), make([][]time.Duration, streams), make([]error, streams)
 	var wg, open sync.WaitGroup
+	few := 0
 	for i := range streams {
+		if i == warm && p.proc != nil {
+			open.Wait()
+			time.Sleep(settle)
+			few = p.proc.rss()
+		}
 		c, err := s.dialStream(p)
 		if err != nil {
 			return streamed{}, fmt.Errorf("%s: %w", p.name, err)
@@ -78,7 +84,7 @@ func (s *stage) streamThrough(p *peer, streams int, hold time.Duration) (streame
 	counting.Store(false)
 	if p.proc != nil {
 		used = p.proc.cpu() - before
-		out.kib = float64(p.proc.rss()-idle) / float64(streams)
+		out.kib = float64(p.proc.rss()-few) / float64(streams-warm)
 	}
 	for _, c := range conns {
 		c.Close()
