@@ -77,7 +77,12 @@ func (m *Manager) Advance(ctx context.Context, name string) (Rotation, error) {
 
 // carry takes steps until there is nothing to do now.
 func (u *run) carry(ctx context.Context) (Rotation, error) {
-	defer func() { u.own.Destroy() }()
+	defer func() {
+		if u.own != nil {
+			u.own.Destroy()
+			secret.Sweep(nil)
+		}
+	}()
 	for range maxSteps {
 		s, e, err := u.look(ctx)
 		if err != nil {

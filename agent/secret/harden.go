@@ -40,6 +40,9 @@ func Harden() Hardening {
 		h.Notes = append(h.Notes, "the core size limit stays: RLIMIT_CORE: "+err.Error())
 	}
 	h.NoCore = err == nil
+	if err := overwrites.Load(); err != nil {
+		h.Notes = append(h.Notes, "memory that is freed is not overwritten: this program cannot begin anew with GODEBUG="+clobber+": "+(*err).Error())
+	}
 	hardenProcess(&h)
 	return h
 }

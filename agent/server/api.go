@@ -244,9 +244,11 @@ func (a *api) asCaller(ctx context.Context, w http.ResponseWriter, r *request, t
 		r.id = r.raw
 	}
 	if r.op.body { // strangers' bodies are not waited for
+		w.Header().Set("Connection", "close") // or its buffers keep what came last, a key, for as long as it waits
 		if r.body, err = readBody(w, r.Request); err != nil {
 			return explain(err)
 		}
+		defer secret.Sweep(nil) // of what net/http made of it
 		defer secret.Wipe(r.body)
 	} else if r.ContentLength != 0 {
 		return refusal(codeInvalid, "this operation takes no body")

@@ -168,6 +168,7 @@ func (c *common) rotate(cmd *cobra.Command, name string, f rotateFlags, o keys.R
 		defer value.Destroy()
 	}
 	return c.carry(cmd, s, name, f.follow, func(ctx context.Context) (keys.Rotation, error) {
+		defer secret.Sweep(nil)
 		defer value.Destroy() // it is stored by then, or never will be: waiting for the end takes none
 		return s.Rotate(ctx, name, value, o)
 	})
@@ -231,6 +232,7 @@ func (c *common) resume(cmd *cobra.Command, name string, f follow, file string) 
 		defer value.Destroy()
 	}
 	return c.carry(cmd, s, name, f, func(ctx context.Context) (keys.Rotation, error) {
+		defer secret.Sweep(nil)
 		defer value.Destroy()
 		return s.Resume(ctx, name, value)
 	})

@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/config"
 )
 
@@ -98,8 +100,17 @@ secret store, and when the key is rotated the next request carries the new one.
 	})
 	root.AddCommand(newAgent(c), newExec(c), newDemo(), newCheck(c), newStatus(c), newServer(c), newKeys(c), newAudit(c), newPolicy(c), newWhoami(c), newVersion(c))
 	strict(root)
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(cmd.CommandPath(), "postern "), " ")
+		if slices.Contains(takeKeys, name) {
+			secret.OverwriteFreed()
+		}
+	}
 	return root
 }
+
+// takeKeys are the commands that take keys into memory for longer than a moment.
+var takeKeys = []string{"agent", "exec", "demo", "server", "keys"}
 
 // strict makes wrong arguments usage errors, everywhere from cmd down.
 func strict(cmd *cobra.Command) {
