@@ -10,6 +10,7 @@ import (
 	"slices"
 	stdsync "sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/postern-proxy/postern/agent/keyring"
 	"github.com/postern-proxy/postern/agent/keys"
@@ -29,8 +30,9 @@ type generation struct {
 	store   *openStore
 	routing *proxy.Routing
 	keys    map[string]*loadedKey // by keyring name
-	idle    []func()              // closes idle connections of each pool and transport
+	idle    []func()              // closes connections of each pool and transport
 	pools   []*upstream.Pool
+	lingers bool                // a connection that was closed stays in memory for upstream.Lingering
 	files   map[string]fileHash // that the configuration names, as they were read
 
 	cancel context.CancelFunc
@@ -168,20 +170,26 @@ func (a *Agent) target(g *generation, dialer *upstream.Dialer, p config.Provider
 	if err != nil {
 		return nil, err
 	}
-	tr, err := dialer.Transport(o) // the probe's
-	if err != nil {
-		return nil, err
-	}
-	g.idle = append(g.idle, pool.CloseIdle, tr.CloseIdleConnections)
+	g.idle = append(g.idle, pool.Renew)
 	g.pools = append(g.pools, pool)
 	k := g.keys[p.KeyName()]
 	if k == nil {
+		once, err := dialer.Transport(o)
+		if err != nil {
+			return nil, err
+		}
+		once.DisableKeepAlives = true // an idle connection keeps the key that it carried last
 		k = a.key(g, p, prov, func(ctx context.Context, fields map[string]*secret.Value) provider.Result {
-			return prov.Probe(ctx, tr, fields)
+			return prov.Probe(ctx, once, fields)
 		})
 	}
 	t := &proxy.Target{Name: p.Name, Provider: prov, Key: k.key, Pool: pool, Forward: p.Forwards()}
 	if p.HTTP2 {
+		tr, err := dialer.PerKey(o)
+		if err != nil {
+			return nil, err
+		}
+		g.idle, g.lingers = append(g.idle, tr.CloseIdleConnections), true
 		t.Transport = tr
 	}
 	return t, nil
@@ -200,7 +208,7 @@ func (a *Agent) key(g *generation, p config.Provider, prov *provider.Provider, p
 		Store: g.store.Store, Key: k.key, Redact: a.known, Audit: a.sink, Probe: loopProbe(prov, probe), KeyPrefix: prov.Spec().KeyPrefix, Credentials: prov.Credentials(),
 		Ramp: c.Rotation.Ramp, Grace: c.Rotation.Grace, RejectRatio: c.Rotation.RejectRatio,
 		Poll: c.Poll(), MaxStale: c.MaxStale(), Logger: a.log, Metrics: a.metrics.sync, Acks: g.store.acks,
-		Optional: !required(c, name), OnRetired: g.closeIdle,
+		Optional: !required(c, name), OnRetired: g.retired,
 	})
 	g.keys[name] = k
 	return k
@@ -224,6 +232,15 @@ func required(c *config.Config, key string) bool {
 func (g *generation) closeIdle() {
 	for _, f := range g.idle {
 		f()
+	}
+}
+
+// retired makes what a wiped version has left elsewhere go as well.
+func (g *generation) retired() {
+	g.closeIdle()
+	secret.Sweep(g.closeIdle) // again: a connection is idle only a moment after its request has ended
+	if g.lingers {
+		time.AfterFunc(upstream.Lingering, func() { secret.Sweep(nil) })
 	}
 }
 

@@ -108,8 +108,8 @@ func actor(ctx context.Context, st store.Store) (keys.Actor, error) {
 }
 
 // Reach is the way to the providers as a configuration describes it: the egress
-// proxy, further roots, and what each provider entry says of its own. Connections
-// are kept between requests. It is safe for concurrent use.
+// proxy, further roots, and what each provider entry says of its own. It is safe
+// for concurrent use.
 type Reach struct {
 	cfg    *config.Config
 	dialer *upstream.Dialer
@@ -159,17 +159,6 @@ func (r *Reach) Transport(caFile string, http2 bool) (*http.Transport, error) {
 	return r.dialer.Transport(upstream.TransportOptions{CAFile: roots, HTTP2: http2})
 }
 
-// Close closes the idle connections of Probe.
-func (r *Reach) Close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, p := range r.made {
-		if p.transport != nil {
-			p.transport.CloseIdleConnections()
-		}
-	}
-}
-
 func (r *Reach) provider(name string) *reached {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -196,6 +185,7 @@ func (r *Reach) make(name string) *reached {
 	if err != nil {
 		return &reached{err: fmt.Errorf("providers (%s): %w", name, err)}
 	}
+	t.DisableKeepAlives = true // an idle connection keeps the key that it carried last
 	return &reached{provider: p, transport: t}
 }
 

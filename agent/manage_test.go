@@ -89,7 +89,6 @@ func TestWhomAManagerAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.Close)
 	fields := func(key string) map[string]*secret.Value {
 		v, err := secret.New([]byte(key))
 		if err != nil {
@@ -133,7 +132,6 @@ func TestReachReadsItsRoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.Close)
 	if err := os.Remove(ca); err != nil {
 		t.Fatal(err)
 	}

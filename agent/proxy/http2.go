@@ -7,7 +7,9 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/postern-proxy/postern/agent/keyring"
 	"github.com/postern-proxy/postern/agent/proxy/h1"
+	"github.com/postern-proxy/postern/agent/upstream"
 )
 
 // overHTTP2 is overHTTP1 by net/http's transport: the same fields pass, the
@@ -88,7 +90,7 @@ func (x *exchange) request() (*http.Request, error) {
 			out.ContentLength = -1
 		}
 	}
-	return out.WithContext(x.c.ctx), nil
+	return out.WithContext(upstream.Carrying(x.c.ctx, x.fields[keyring.KeyField].Fingerprint())), nil
 }
 
 func (t *trip) nextHTTP2() (data []byte, end bool, err error) {

@@ -105,7 +105,6 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(reach.Close)
 	manager := func(ctx context.Context, s store.Store, source string) (*keys.Manager, error) {
 		m, err := agent.NewManager(ctx, cfg, agent.ManagerOptions{Store: s, Trail: r.trail.On(s), Source: source, Logger: logger, Reach: reach})
 		if err == nil {

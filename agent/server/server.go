@@ -142,7 +142,6 @@ func (s *Server) assemble() error {
 	if s.reach, err = agent.NewReach(s.cfg); err != nil {
 		return err
 	}
-	s.onStop(s.reach.Close)
 	st, closeStore, err := agent.OpenStore(s.cfg, agent.StoreOptions{
 		Getenv: s.o.Getenv, Logger: s.log, Registerer: s.registry, Version: s.o.Version, Limiter: rate.NewLimiter(vaultRate, vaultRate),
 	})

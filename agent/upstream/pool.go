@@ -46,9 +46,10 @@ type Host struct {
 	tls      *tls.Config
 	plain    bool
 
-	mu     sync.Mutex
-	closed bool
-	idle   []*Conn // the one used last is at the end
+	mu      sync.Mutex
+	closed  bool
+	renewed int64   // connections from before then are not kept; in nanoseconds of the pool's time
+	idle    []*Conn // the one used last is at the end
 }
 
 // Host is the host:port that a provider lists; the same for the same arguments.
@@ -78,7 +79,8 @@ type Conn struct {
 	host   *Host
 	raw    syscall.RawConn
 	reused bool
-	since  int64 // when it became idle, in nanoseconds of the pool's time
+	born   int64 // in nanoseconds of the pool's time
+	since  int64 // when it became idle, likewise
 
 	look  func(fd uintptr) bool // made once, so that looking allocates nothing
 	alive bool                  // what look saw
@@ -122,7 +124,7 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{Conn: inner, host: h, raw: rawConn(inner)}
+	c := &Conn{Conn: inner, host: h, raw: rawConn(inner), born: h.pool.now()}
 	c.look = func(fd uintptr) bool {
 		c.alive = quiet(int(fd))
 		return true
@@ -188,7 +190,7 @@ func (c *Conn) Put() {
 	h := c.host
 	c.since = h.pool.now()
 	h.mu.Lock()
-	kept := !h.closed && len(h.idle) < idlePerHost
+	kept := !h.closed && c.born >= h.renewed && len(h.idle) < idlePerHost
 	if kept {
 		h.idle = append(h.idle, c)
 	}
@@ -264,8 +266,19 @@ func (h *Host) closeIdle(before int64) (left int) {
 	return left
 }
 
-// CloseIdle closes what is idle now.
-func (p *Pool) CloseIdle() { p.closeIdle(p.now() + 1) }
+// Renew closes what is idle now, and what is in use when it comes back: what
+// TLS remembers of a connection's requests and answers goes with it.
+func (p *Pool) Renew() {
+	now := p.now()
+	p.mu.Lock()
+	for _, h := range p.hosts {
+		h.mu.Lock()
+		h.renewed = now
+		h.mu.Unlock()
+	}
+	p.mu.Unlock()
+	p.closeIdle(now + 1)
+}
 
 // Close closes what is idle, and what is in use when it comes back.
 func (p *Pool) Close() {
@@ -280,7 +293,7 @@ func (p *Pool) Close() {
 		h.mu.Unlock()
 	}
 	p.mu.Unlock()
-	p.CloseIdle()
+	p.closeIdle(p.now() + 1)
 }
 
 // quiet reports whether a socket has nothing to read, not even its end.

@@ -264,3 +264,27 @@ func TestPoolThroughProxy(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A connection that was there before Renew carries nothing after it.
+func TestPoolRenews(t *testing.T) {
+	ca := newAuthority(t)
+	s := provider(t, ca.leaf("127.0.0.1"), func(*httptest.Server) {})
+	p := testPool(t, ca, Options{})
+	h := p.Host(s.Listener.Addr().String(), false)
+	idle, used := take(t, h), take(t, h)
+	ask(t, idle)
+	idle.Put()
+	p.Renew()
+	ask(t, used)
+	used.Put()
+	next := take(t, h)
+	if next == idle || next == used || next.Reused() {
+		t.Error("a connection from before is taken again")
+	}
+	ask(t, next)
+	next.Put()
+	if take(t, h) != next {
+		t.Error("a connection from after is not kept")
+	}
+	next.Close()
+}
