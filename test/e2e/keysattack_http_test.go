@@ -10,8 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -94,23 +92,10 @@ func TestServerUnderAttack(t *testing.T) {
 			t.Errorf("another rotation began: %s", body)
 		}
 	}
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		agenttest.NotRun(t, "keys in the server's memory", errors.New("reading another process's memory takes Linux and root"))
-		return
+	if searchable(t, m.cmd.Process.Pid) {
+		noneOf(t, m.cmd.Process.Pid, []string{next, third}, soon)
+		noneOf(t, m.cmd.Process.Pid, []string{token}, soon, inHeap) // a connection to Vault keeps what it sent last until it sends more
 	}
-	agenttest.Eventually(t, 30*time.Second, "the server has let go of the keys that it was sent", func() bool {
-		found, err := copies(m.cmd.Process.Pid, []string{next, third, token})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, f := range found {
-			if f[inArena]+f[inOther] > 0 {
-				return false
-			}
-			t.Logf("the server's memory: secret %d is %d times on the Go heap", i+1, f[inHeap])
-		}
-		return true
-	})
 }
 
 // wrong is a request, and the status that it has to be answered with.

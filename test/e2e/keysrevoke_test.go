@@ -88,8 +88,8 @@ func TestEmergencyRevocation(t *testing.T) {
 			agenttest.Eventually(t, 20*time.Second, "a new version is served", func() bool { return e2etest.Version(t, a, "openai", 2).State == "active" })
 		}
 		ways[0].Must(t)
-		leavesNoCopies(t, agents[0], []string{leaked}, next)
-		leavesNoCopies(t, agents[fleet-1], []string{leaked}, next)
+		leavesNoCopies(t, agents[0], []string{leaked}, next, soon)
+		leavesNoCopies(t, agents[fleet-1], []string{leaked}, next, soon)
 		op.must("", "audit", "verify")
 	})
 }

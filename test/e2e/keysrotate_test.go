@@ -119,7 +119,7 @@ func TestRotateInFourSteps(t *testing.T) {
 				t.Errorf("agent %d attached the old version %d times after it was over", i+1, c.Unauthorized)
 			}
 		}
-		leavesNoCopies(t, p.agents[0], []string{old}, next)
+		leavesNoCopies(t, p.agents[0], []string{old}, next, soon)
 		w.auditor(st).must("", "audit", "verify")
 	})
 }

@@ -3,14 +3,20 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 )
@@ -18,11 +24,18 @@ import (
 // Where in a process's memory something lies.
 const (
 	inArena = "the arena"    // anonymous and left out of core dumps: where keys are kept
-	inHeap  = "the Go heap"  // what net/http made of them
+	inHeap  = "the Go heap"  // stacks of goroutines included
 	inOther = "other memory" // the program itself, thread stacks, what the runtime maps beside the heap
 )
 
-const readAt = uint64(1) << 20 // bytes at a time
+const (
+	readAt  = uint64(1) << 20 // bytes at a time
+	piece   = 16              // bytes of a key that nothing else holds
+	around  = 64              // bytes of what stands beside a copy
+	aPublic = "sk-proj-"      // what every key of these tests begins with
+
+	soon = slower * 10 * time.Second // by then a key is gone that is out of use
+)
 
 // onGoHeap reports whether an address is where the Go runtime puts its heap: a
 // random place above the program and far below what is mapped without an address.
@@ -71,9 +84,62 @@ func regions(pid int) ([]region, error) {
 	return out, nil
 }
 
-// copies counts the occurrences of each needle in another process's memory, by kind.
-func copies(pid int, needles []string) ([]map[string]int, error) {
-	all, err := regions(pid)
+// needle is what a copy of a key, or of a part of it, is recognised by.
+type needle struct {
+	key, form string
+	at        int // where in the key, of a part
+	bytes     []byte
+}
+
+// needles are the forms of a key, each without the bytes that depend on what
+// stands around it. As it is, and in JSON or percent-encoding that changes only
+// some characters, any 24 bytes in a row are found.
+func needles(key string) []needle {
+	var out []needle
+	for at := len(aPublic); at+piece <= len(key); at += piece / 2 {
+		out = append(out, needle{key, "raw", at, []byte(key[at : at+piece])})
+	}
+	add := func(form, text string) { out = append(out, needle{key, form, 0, []byte(text)}) }
+	for skip := range 3 {
+		b := []byte(key)[(3-skip)%3:]
+		b = b[:len(b)/3*3]
+		standard, urls := base64.StdEncoding.EncodeToString(b), base64.URLEncoding.EncodeToString(b)
+		add("base64", standard)
+		if urls != standard {
+			add("base64url", urls)
+		}
+	}
+	add("hex", hex.EncodeToString([]byte(key)))
+	add("HEX", strings.ToUpper(hex.EncodeToString([]byte(key))))
+	var percent, escaped strings.Builder
+	for _, c := range []byte(key) {
+		fmt.Fprintf(&percent, "%%%02x", c)
+		fmt.Fprintf(&escaped, `\u%04x`, c)
+	}
+	add("percent-encoded", percent.String())
+	add("PERCENT-ENCODED", strings.ToUpper(percent.String()))
+	add("JSON-escaped", escaped.String())
+	bearer := hpack.AppendHuffmanString(nil, "Bearer "+key)
+	add("Huffman-coded", string(bearer[8:len(bearer)-1])) // without "Bearer " and the unfinished last byte
+	return out
+}
+
+// copied is one place where a needle was found.
+type copied struct {
+	needle
+	where   string
+	address uint64
+	context string
+}
+
+func (c copied) String() string {
+	return fmt.Sprintf("%s in %s at %#x: %s", c.form, c.where, c.address, c.context)
+}
+
+// search looks for needles in all of another process's memory. Overlapping
+// parts of one copy are one.
+func search(pid int, all []needle) ([]copied, error) {
+	where, err := regions(pid)
 	if err != nil {
 		return nil, err
 	}
@@ -83,72 +149,145 @@ func copies(pid int, needles []string) ([]map[string]int, error) {
 	}
 	defer mem.Close()
 	longest := 0
-	found := make([]map[string]int, len(needles))
-	for i, n := range needles {
-		found[i] = map[string]int{}
-		longest = max(longest, len(n))
+	for _, n := range all {
+		longest = max(longest, len(n.bytes))
 	}
-	window := make([]byte, readAt+uint64(longest)-1)
+	const before = 512 // what a window repeats of the one before it: context, and the rest of a key
+	window := make([]byte, before+readAt+uint64(longest)+before)
+	var out []copied
 	looked := false
-	for _, r := range all {
+	for _, r := range where {
 		for at := r.lo; at < r.hi; at += readAt {
-			n, err := mem.ReadAt(window[:min(uint64(len(window)), r.hi-at)], int64(at))
+			lead := min(before, at-r.lo)
+			n, err := mem.ReadAt(window[:min(uint64(len(window)), r.hi-at+lead)], int64(at-lead))
 			if n == 0 && err != nil && !errors.Is(err, io.EOF) {
 				continue // a page that is not there
 			}
 			looked = true
-			for i, needle := range needles {
-				// What begins in the next window is counted there.
-				found[i][r.kind] += bytes.Count(window[:min(n, int(readAt)+len(needle)-1)], []byte(needle))
+			for _, needle := range all {
+				for from := int(lead); ; {
+					i := bytes.Index(window[from:n], needle.bytes)
+					// What begins in the next window is found there.
+					if i < 0 || from+i >= int(lead+readAt) {
+						break
+					}
+					i += from
+					from = i + 1
+					out = append(out, copied{needle, r.kind, at - lead + uint64(i), beside(window[:n], i, len(needle.bytes))})
+				}
 			}
 		}
 	}
 	if !looked {
 		return nil, errors.New("nothing of /proc/PID/mem could be read")
 	}
-	return found, nil
+	return merged(out), nil
 }
 
-// leavesNoCopies searches an agent's memory from outside. The live key must be
-// found in the arena, or the search is worth nothing; the old ones must not.
-// How many copies the HTTP library has left on the heap is said, not judged.
-func leavesNoCopies(t *testing.T, a *agenttest.Agent, old []string, live string) {
+// merged leaves one of the parts of each copy.
+func merged(all []copied) []copied {
+	slices.SortStableFunc(all, func(a, b copied) int { return int(a.address) - int(b.address) })
+	var out []copied
+	for _, c := range all {
+		if n := len(out); n > 0 && out[n-1].key == c.key && c.address-out[n-1].address < uint64(len(c.key)) {
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+var (
+	hidden   = regexp.MustCompile(`[A-Za-z0-9+/_\\%"&=-]{20,}`)
+	unshown  = regexp.MustCompile(`[^ -~]`)
+	manyDots = regexp.MustCompile(`\.{6,}`)
+)
+
+// beside is what stands around a copy, without the copy and whatever else looks like a secret.
+func beside(window []byte, at, n int) string {
+	side := func(b []byte) string {
+		s := unshown.ReplaceAllString(string(b), ".")
+		s = hidden.ReplaceAllStringFunc(s, func(s string) string { return fmt.Sprintf("‹%d›", len(s)) })
+		return manyDots.ReplaceAllString(s, "…")
+	}
+	return fmt.Sprintf("%q … %q", side(window[max(0, at-around):at]), side(window[at+n:min(len(window), at+n+around)]))
+}
+
+// inTheArena reports whether there is a copy of a key in the arena.
+func inTheArena(found []copied) bool {
+	return slices.ContainsFunc(found, func(c copied) bool { return c.where == inArena })
+}
+
+// searchable reports whether this machine lets another process's memory be read, and says so where it does not.
+func searchable(t *testing.T, pid int) bool {
 	t.Helper()
-	const part = "keys in the agent's memory"
+	const part = "keys in a process's memory"
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
 		agenttest.NotRun(t, part, errors.New("reading another process's memory takes Linux and root"))
-		return
+		return false
 	}
-	found, err := copies(a.PID(), append([]string{live}, old...))
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if errors.Is(err, os.ErrPermission) {
 		agenttest.NotRun(t, part, err)
-		return
+		return false
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found[0][inArena] == 0 {
-		t.Errorf("the search does not find the live key in the arena: %v", found[0])
+	mem.Close()
+	return true
+}
+
+// leavesNoCopies searches an agent's memory from outside. The live key must be
+// found in the arena, or the search is worth nothing; of the old ones not a
+// piece may be found anywhere, in any form.
+func leavesNoCopies(t *testing.T, a *agenttest.Agent, old []string, live string, within time.Duration) {
+	t.Helper()
+	if !searchable(t, a.PID()) {
+		return
 	}
-	agenttest.Eventually(t, 10*time.Second, "the old versions are gone from the arena", func() bool {
-		if found, err = copies(a.PID(), append([]string{live}, old...)); err != nil {
+	found, err := search(a.PID(), needles(live))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !inTheArena(found) {
+		t.Errorf("the search does not find the live key in the arena: %v", found)
+	}
+	where := map[string]int{}
+	for _, c := range found {
+		where[c.where]++
+	}
+	t.Logf("memory: the live key is there: %v", where)
+	noneOf(t, a.PID(), old, within)
+}
+
+// noneOf waits until nothing of these keys is in a process's memory, but in the
+// parts that are named.
+func noneOf(t *testing.T, pid int, old []string, within time.Duration, but ...string) {
+	t.Helper()
+	var all []needle
+	for _, key := range old {
+		all = append(all, needles(key)...)
+	}
+	for deadline := time.Now().Add(within); ; time.Sleep(200 * time.Millisecond) {
+		found, err := search(pid, all)
+		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range found[1:] {
-			if f[inArena] > 0 {
-				return false
+		found = slices.DeleteFunc(found, func(c copied) bool { return slices.Contains(but, c.where) })
+		if len(found) == 0 {
+			return
+		}
+		if time.Now().Before(deadline) {
+			continue
+		}
+		for i, c := range found {
+			if i == 30 {
+				t.Errorf("and %d more", len(found)-i)
+				break
 			}
+			t.Errorf("%d of %d: old key %d is in memory still: %v", i+1, len(found), slices.Index(old, c.key)+1, c)
 		}
-		return true
-	})
-	for i, f := range found {
-		what := "the live key"
-		if i > 0 {
-			what = fmt.Sprintf("old version %d", i)
-		}
-		t.Logf("memory: %s: %d times in the arena, %d times on the Go heap, %d times elsewhere", what, f[inArena], f[inHeap], f[inOther])
-		if i > 0 && f[inOther] > 0 {
-			t.Errorf("%s is %d times in memory that is neither the arena nor the Go heap", what, f[inOther])
-		}
+		return
 	}
 }

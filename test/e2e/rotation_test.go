@@ -54,7 +54,7 @@ func TestRotationUnderLoad(t *testing.T) {
 				t.Errorf("version %d came %d times after it was out of use and revoked", i+1, c.Unauthorized)
 			}
 		}
-		leavesNoCopies(t, a, old, current)
+		leavesNoCopies(t, a, old, current, soon)
 		l.End()
 		w.promoted(a, n)
 	})
