@@ -356,7 +356,7 @@ func (l *Loop) Fetch(ctx context.Context) (*store.Secret, error) {
 	}
 	var newest rotation.ID
 	for _, v := range seen.versions {
-		if v.Readable && v.ID.Newer(newest) {
+		if v.Readable && v.ID.Number > newest.Number {
 			newest = v.ID
 		}
 	}

@@ -150,8 +150,8 @@ func (s *pathSource) fetch(ctx context.Context, id rotation.ID) (*store.Secret, 
 		s.fetched = false
 		s.take(sec)
 	}
-	if s.found == nil { // the next look reads another credential
-		s.term.lease.Renewable, s.term.renew = false, time.Now()
+	if s.found == nil { // the next look reads another credential, or the same one again
+		s.term.lease.Renewable, s.term.renew, s.fetched = false, time.Now(), false
 	}
 	if s.found == nil || !id.Equal(s.last) {
 		return nil, fmt.Errorf("%s: version %d is there no more: %w", s.path, id.Number, store.ErrUnavailable)

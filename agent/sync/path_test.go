@@ -276,3 +276,21 @@ func TestPathSourceHandsOutEachSecretOnce(t *testing.T) {
 		}
 	})
 }
+
+// Some engines lease a credential that stays the same: after its lease was over
+// it is a version that was wiped, and is read once more.
+func TestTheSameCredentialComesBackWithANewLease(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.lay(pathAnswer{data: map[string]string{"token": "one-credential-for-every-lease"}, lease: &store.Lease{ID: "l", Duration: time.Hour, Renewable: true}})
+		a := r.start(fromPath)
+		pass(30 * time.Minute)
+		r.store.broken("", store.ErrUnavailable)
+		pass(30*time.Minute - 1)
+		a.shares("1:100")
+		pass(1)
+		a.shares("")
+		r.store.broken("", nil)
+		pass(time.Minute)
+		a.shares("1:100")
+	})
+}
