@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -47,6 +48,7 @@ func (s *step) list(stored []Stored) {
 	for i := range s.Versions {
 		s.Versions[i].Readable = false
 	}
+	orders := ordered(stored)
 	for _, o := range stored {
 		if o.ID.Zero() {
 			continue
@@ -56,9 +58,9 @@ func (s *step) list(stored []Stored) {
 			s.Versions = append(s.Versions, Version{ID: o.ID})
 			v = &s.Versions[len(s.Versions)-1]
 		}
-		v.Readable = o.Readable
+		v.Readable, v.order = o.Readable, orders[o.ID]
 		if v.State == Retired && !v.Halted && s.To.Zero() { // everything expired: start afresh
-			*v = Version{ID: v.ID, Readable: v.Readable}
+			*v = Version{ID: v.ID, Readable: v.Readable, order: v.order}
 		}
 	}
 	s.Versions = slices.DeleteFunc(s.Versions, func(v Version) bool {
@@ -67,11 +69,36 @@ func (s *step) list(stored []Stored) {
 	s.sort()
 }
 
+// ordered says when the versions of one listing were created, such that none is
+// older than one of a lower number: the store numbers in order, its clock may be set back.
+func ordered(stored []Stored) map[ID]time.Time {
+	byNumber := slices.SortedFunc(slices.Values(stored), func(a, b Stored) int { return cmp.Compare(a.ID.Number, b.ID.Number) })
+	orders := make(map[ID]time.Time, len(stored))
+	var last time.Time
+	for _, o := range byNumber {
+		if o.ID.Created.After(last) {
+			last = o.ID.Created
+		}
+		orders[o.ID] = last
+	}
+	return orders
+}
+
+// newer reports whether v came after the version of this ID.
+func (s *step) newer(v *Version, id ID) bool {
+	at := id.Created
+	if o := s.find(id); o != nil {
+		at = o.order
+	}
+	return cmp.Or(v.order.Compare(at), cmp.Compare(v.Number, id.Number)) > 0
+}
+
 // flag notes when the store lost what is being served without putting anything newer in its place.
 func (s *step) flag() {
 	missing := true
-	for _, v := range s.Versions {
-		if v.Readable && (s.To.Zero() || v.ID.Equal(s.To) || v.Newer(s.To)) {
+	for i := range s.Versions {
+		v := &s.Versions[i]
+		if v.Readable && (s.To.Zero() || v.ID.Equal(s.To) || s.newer(v, s.To)) {
 			missing = false
 		}
 	}

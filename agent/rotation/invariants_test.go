@@ -256,7 +256,7 @@ func (w *world) check(e Event, installed []Share) {
 		t.Fatalf("%T: from %v is %v, to %v", e, k.From, from.State, k.To)
 	}
 	if !slices.IsSortedFunc(k.Versions, func(a, b Version) int {
-		if a.Newer(b.ID) {
+		if a.order.After(b.order) || a.order.Equal(b.order) && a.Number > b.Number {
 			return -1
 		}
 		return 1

@@ -38,9 +38,10 @@ type Version struct {
 	Verdict  Verdict // of the last probe since it was loaded
 	Halted   bool    // vetoed: Rejected for good
 
-	probed     bool // a probe answered since it was loaded, be it with VerdictUnknown
-	overruled  bool // a halt was ignored because nothing else was usable
-	decided    bool // a record says Rejected: whatever else there is, it stays out
+	order      time.Time // when it was created, or a version of a lower number if that was later
+	probed     bool      // a probe answered since it was loaded, be it with VerdictUnknown
+	overruled  bool      // a halt was ignored because nothing else was usable
+	decided    bool      // a record says Rejected: whatever else there is, it stays out
 	rejections int
 	retry      time.Time // when a Rejected one may be tried again, if nothing is usable
 

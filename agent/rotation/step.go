@@ -143,7 +143,7 @@ func (s *step) candidate() *Version {
 		if tried++; tried > maxTried {
 			break
 		}
-		newer := s.To.Zero() || v.Newer(s.To)
+		newer := s.To.Zero() || s.newer(v, s.To)
 		switch {
 		case v.State == Unknown && newer, v.State == Pending && (newer || !usable):
 			return s.base(v)
@@ -176,7 +176,7 @@ func (s *step) base(v *Version) *Version {
 	tried := 0
 	for i := range s.Versions {
 		o := &s.Versions[i]
-		if !o.Readable || !v.Newer(o.ID) {
+		if !o.Readable || !s.newer(v, o.ID) {
 			continue
 		}
 		if tried++; o.fresh() && tried < maxTried {
@@ -264,7 +264,7 @@ func (s *step) compromise(id ID) {
 	}
 	v := s.find(id)
 	if v == nil { // it must not come in later either
-		s.Versions = append(s.Versions, Version{ID: id})
+		s.Versions = append(s.Versions, Version{ID: id, order: id.Created})
 		s.sort()
 		v = s.find(id)
 	}
@@ -311,6 +311,6 @@ func backoff(first, most time.Duration, n int) time.Duration {
 
 func (s *step) sort() {
 	slices.SortStableFunc(s.Versions, func(a, b Version) int {
-		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.Number, a.Number))
+		return cmp.Or(b.order.Compare(a.order), cmp.Compare(b.Number, a.Number))
 	})
 }

@@ -391,3 +391,19 @@ func TestWhatHaltsCountAgainst(t *testing.T) {
 		t.Errorf("in its ramp: %v", got)
 	}
 }
+
+// The store's clock is set back by an hour. What is written then is newer than
+// what was written before, whatever the times say: the store numbers in order.
+func TestTheStoresClockIsSetBack(t *testing.T) {
+	s := settled(t, nil, time.Minute)
+	s.now = s.now.Add(-time.Hour)
+	s.write()
+	s.observe().told("load 2", "probe 2", "audit 2", "promoted 2")
+	s.shares("2:100 1:0")
+	s.pass(time.Minute).told("retire 1")
+	// And forward again, before the next.
+	s.now = s.now.Add(2 * time.Hour)
+	s.write()
+	s.observe()
+	s.shares("3:100 2:0")
+}

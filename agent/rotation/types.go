@@ -13,14 +13,6 @@ type ID struct {
 	Created time.Time `json:"created"` // UTC
 }
 
-// Newer reports whether a was created after b; equal times fall back to the number.
-func (a ID) Newer(b ID) bool {
-	if !a.Created.Equal(b.Created) {
-		return a.Created.After(b.Created)
-	}
-	return a.Number > b.Number
-}
-
 // Equal reports whether a and b identify the same version. (== would also
 // compare the times' locations.)
 func (a ID) Equal(b ID) bool { return a.Number == b.Number && a.Created.Equal(b.Created) }
