@@ -198,7 +198,7 @@ func (a *Agent) Kill() {
 // URL is a URL on the proxy listener.
 func (a *Agent) URL(path string) string { return "http://" + a.Proxy + path }
 
-var direct = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var direct = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // Get asks the admin listener.
 func (a *Agent) Get(t testing.TB, path string) (int, string) {

@@ -134,11 +134,12 @@ func TestIdleConnections(t *testing.T) {
 	r := newRig(t, "client: idle connections").sealed()
 	r.begin(r.Config(r.st, r.good))
 	n := 32 * map[bool]int{false: 63, true: 313}[e2etest.Long] // 2,016 and 10,016
+	r.held = n
 	c := r.joins(n)
 	joined := time.Now()
 	r.note(sightOf(r))
 	peak := r.vitals()
-	if peak.files < n {
+	if peak.files < min(n, 9900) { // half of 20,000 is the clients'
 		t.Errorf("%d files are open with %d idle connections", peak.files, n)
 	}
 	open := c.closed(headWithin)

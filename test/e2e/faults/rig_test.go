@@ -36,6 +36,7 @@ type rig struct {
 	mu   sync.Mutex
 	saw  map[string]int
 	row  row
+	held int // connections that the fault held at a time
 }
 
 var rigs atomic.Int64
@@ -166,6 +167,8 @@ func (r *rig) rest() {
 const (
 	slack    = 6
 	slackRSS = 8 // MiB, or a quarter where that is more
+	// Of every goroutine that once was, Go keeps some KiB for the next one.
+	perHeld = 2.5 / 1024 // MiB
 )
 
 // back looks whether the process holds no more than before the fault.
@@ -173,7 +176,7 @@ func (r *rig) back() {
 	r.t.Helper()
 	b := r.row.before
 	enough := func(v vitals) bool {
-		return v.goroutines <= b.goroutines+slack && v.files <= b.files+slack && v.rss <= max(b.rss+slackRSS, b.rss*5/4)
+		return v.goroutines <= b.goroutines+slack && v.files <= b.files+slack && v.rss <= max(b.rss+slackRSS, b.rss*5/4)+perHeld*float64(r.held)
 	}
 	r.row.after = r.settled(func(v, _ vitals) bool { return enough(v) })
 	if !enough(r.row.after) {
