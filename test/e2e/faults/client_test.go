@@ -139,7 +139,7 @@ func TestIdleConnections(t *testing.T) {
 	joined := time.Now()
 	r.note(sightOf(r))
 	peak := r.vitals()
-	if peak.files < min(n, 9900) { // half of 20,000 is the clients'
+	if peak.files < n/2 { // on a crowded machine the first are cut before the last have come
 		t.Errorf("%d files are open with %d idle connections", peak.files, n)
 	}
 	open := c.closed(headWithin)

@@ -166,7 +166,8 @@ func (r *rig) rest() {
 // and go, and the collector gives memory back late.
 const (
 	slack    = 6
-	slackRSS = 8 // MiB, or a quarter where that is more
+	pooled   = 32 // a pool may notice only later that its provider closed a connection
+	slackRSS = 8  // MiB, or a quarter where that is more
 	// Of every goroutine that once was, Go keeps some KiB for the next one.
 	perHeld = 2.5 / 1024 // MiB
 )
@@ -176,7 +177,7 @@ func (r *rig) back() {
 	r.t.Helper()
 	b := r.row.before
 	enough := func(v vitals) bool {
-		return v.goroutines <= b.goroutines+slack && v.files <= b.files+slack && v.rss <= max(b.rss+slackRSS, b.rss*5/4)+perHeld*float64(r.held)
+		return v.goroutines <= b.goroutines+slack && v.files <= b.files+slack+pooled && v.rss <= max(b.rss+slackRSS, b.rss*5/4)+perHeld*float64(r.held)
 	}
 	r.row.after = r.settled(func(v, _ vitals) bool { return enough(v) })
 	if !enough(r.row.after) {
