@@ -20,6 +20,8 @@ const (
 	mitm     = "agent/mitm/mitm.go"
 	headers  = "agent/proxy/headers.go"
 	routing  = "agent/proxy/routing.go"
+	outgoing = "agent/proxy/outgoing.go"
+	answer   = "agent/proxy/answer.go"
 	head     = "agent/proxy/h1/head.go"
 	route    = "agent/provider/route.go"
 	attach   = "agent/provider/attach.go"
@@ -41,7 +43,7 @@ var mutants = []mutant{
 	one("unmatched: deny is what is not written", "", "agent/proxy/connect.go", "if !rt.Tunnel {", "if false && !rt.Tunnel {"),
 
 	// Which host it is.
-	one("tunnel: the Host inside is the tunnel's", "host/connect", "agent/proxy/server.go", "return err == nil && host == p.host && port == p.port", "return err == nil"),
+	one("tunnel: the Host inside is the tunnel's", "host/connect", "agent/proxy/server.go", "return err == nil && name == p.host && port == p.port", "return err == nil"),
 	one("tunnel: the server name is the tunnel's", "sni/client", "agent/proxy/connect.go", "if hello.ServerName != \"\" && !strings.EqualFold(hello.ServerName, host) {", "if false && !strings.EqualFold(hello.ServerName, host) {"),
 	one("wildcard: one label", "host/wildcard", "agent/provider/spec/host.go", " && strings.IndexByte(host[:n], '.') < 0", ""),
 	one("wildcard: a label of its own", "host/host-that", "agent/provider/spec/host.go", "n > 0 && host[n] == '.' && host[n+1:] == h.Name", "n > 0 && host[n+1:] == h.Name"),
@@ -50,28 +52,39 @@ var mutants = []mutant{
 	one("authority: no IPv4 in brackets", "name/mapped", routing, "if ip == nil || ip.To4() != nil {", "if ip == nil {"),
 	one("authority: no zero before a port", "name/port", routing, "len(p) > 5 || p[0] == '0'", "len(p) > 5"),
 	one("authority: plain characters only", "name/", routing, "(c < '0' || c > '9') && c != '-' && c != '_' {\n\t\t\t\treturn false", "(c < '0' || c > '9') && c != '-' && c != '_' {\n\t\t\t\tcontinue"),
-	one("route: under the listener's own address", "host/route", "agent/proxy/origin.go", "if self == \"\" || strings.EqualFold(x.r.Host, self) {", "if true || strings.EqualFold(x.r.Host, self) {"),
+	one("route: under the listener's own address", "host/route", "agent/proxy/origin.go", "if self == \"\" || strings.EqualFold(x.host, self) {", "if true || strings.EqualFold(x.host, self) {"),
 	one("route: not for pages of other sites", "ssrf/page", "agent/proxy/origin.go", `if v == "cross-site" || v == "same-site" {`, `if v == "" {`),
 
 	// What the client's request brings along.
-	one("strip: credentials", "credential/", headers, "if strip[k] || strings", "if strings"),
-	one("strip: credentials with underscores", "credential/underscore", headers, "strings.IndexByte(k, '_') >= 0 && strip[", "false && strip["),
+	one("strip: credentials", "credential/", routing, "stripSet(provider.AuthHeaders(specs...))", "stripSet(nil)"),
+	one("strip: credentials with underscores", "credential/underscore", "agent/proxy/h1/text.go", "t['_'] = '-'", "t['_'] = '_'"),
 	one("strip: credentials of other providers", "credential/every", "agent/provider/auth.go", "add(s.Attach.Header)", "_ = s.Attach.Header"),
-	one("strip: what Connection names", "connection/names", headers, "func stripRequest(h http.Header, strip map[string]bool) {\n\tfor _, v := range h[\"Connection\"] {", "func stripRequest(h http.Header, strip map[string]bool) {\n\tfor _, v := range h[\"No-Connection\"] {"),
+	one("strip: what Connection names", "connection/names", headers, " || nominated(&x.req.Head, f.Name)", ""),
 	one("strip: hop-by-hop fields", "connection/", headers, `"Te", "Trailer", "Transfer-Encoding"`, `"Transfer-Encoding"`),
 	one("strip: what other proxies say", "host/forwarded", headers, `"Forwarded", "X-Forwarded-For", "X-Forwarded-Host"`, `"X-Forwarded-For"`),
 	one("strip: credentials in the query", "credential/", "agent/provider/auth.go", "for _, name := range s.Strip.Query {", "for _, name := range s.Strip.Query[:0] {"),
-	one("strip: a query's semicolons", "credential/gemini", routing, `strings.IndexAny(rest, "&;")`, `strings.IndexAny(rest, "&")`),
-	one("strip: a query's names in any case", "credential/gemini", routing, "if strings.EqualFold(n, escaped) {", "if n == escaped {"),
-	one("strip: a query's names when escaped", "credential/gemini", routing, "plain, err := url.QueryUnescape(escaped); err == nil {\n\t\tescaped = plain", "plain, err := url.QueryUnescape(escaped); err == nil {\n\t\t_ = plain"),
-	one("attach: the query's only value", "credential/query", attach, "part == \"\" || err == nil && strings.EqualFold(plain, name)", "part == \"\" || err != nil && plain == name"),
-	one("websocket: keys in subprotocols", "credential/websocket", "agent/proxy/websocket.go", `&& !strings.Contains(strings.ToLower(p), "api-key")`, ""),
-	one("websocket: nothing but websocket", "upgrade/", "agent/proxy/websocket.go", `len(r.Header["Upgrade"]) == 1 && strings.EqualFold(r.Header["Upgrade"][0], "websocket")`, `len(r.Header["Upgrade"]) > 0`),
+	one("strip: a query's semicolons", "credential/gemini", routing, `bytes.IndexAny(raw, "&;")`, `bytes.IndexAny(raw, "&")`),
+	one("strip: a query's names in any case", "credential/gemini", routing, "if strings.EqualFold(n, name) {", "if n == name {"),
+	one("strip: a query's names when escaped", "credential/gemini", routing, "plain, err := url.QueryUnescape(name); err == nil {\n\t\t\tname = plain", "plain, err := url.QueryUnescape(name); err == nil {\n\t\t\t_ = plain"),
+	{"attach: the query's only value", "credential/query", []edit{
+		{"agent/provider/auth.go", "add(s.Attach.Query)", "_ = s.Attach.Query"},
+		{attach, `if p.attach.query != "" && `, `if false && `},
+	}},
+	{"attach: the header's only value", "credential/", []edit{
+		{routing, "stripSet(provider.AuthHeaders(specs...))", "stripSet(nil)"},
+		{headers, " || x.t.Provider.Attached(f.Name, x.fields)", ""},
+	}},
+	one("websocket: keys in subprotocols", "credential/websocket", outgoing, `&& !strings.Contains(strings.ToLower(p), "api-key")`, ""),
+	one("websocket: nothing but websocket", "upgrade/", outgoing, `n != 1 || !h1.EqualFold(protocol, "websocket")`, `n == 0 || protocol == nil`),
 
 	// How a request is framed and what it asks for.
 	one("framing: length and chunked", "smuggling/", head, "case f.encodings == 1 && f.lengths == 1:", "case f.encodings == 1 && f.lengths > 1:"),
-	one("framing: underscored lengths", "smuggling/underscored", head, `if len(name) == len("Content-Length") && sameDashed(name, "Content-Length") {`, `if len(name) == 0 {`),
-	one("framing: chunk extensions", "smuggling/chunk", head, "func chunkSize(line []byte) (int64, error) {", "func chunkSize(line []byte) (int64, error) {\n\tline, _, _ = bytes.Cut(line, []byte{';'})"),
+	one("framing: chunk sizes are digits", "smuggling/", "agent/proxy/h1/chunked.go", "default:\n\t\treturn errSize\n\t}\n\tc.left", "default:\n\t\treturn nil\n\t}\n\tc.left"),
+	one("framing: no space before a colon", "smuggling/space", head, "for n < len(line) && chars[line[n]]&isToken != 0 {", "for n < len(line) && (chars[line[n]]&isToken != 0 || line[n] == ' ') {"),
+	one("framing: no control character in a value", "smuggling/", head, "if !text(value) {", "if len(value) > len(line) {"),
+	one("framing: one Host", "smuggling/two-hosts", head, "case f.hosts > 1 || f.hosts == 0 && r.Minor == 1:", "case f.hosts == 0 && r.Minor == 1:"),
+	one("framing: one Content-Length", "smuggling/two", head, "case f.lengths > 1:", "case f.lengths > 9:"),
+	one("framing: nothing but chunked", "smuggling/", head, `if !bytes.EqualFold(f.encoding, []byte("chunked")) {`, `if len(f.encoding) == 0 {`),
 	one("framing: fragments in a target", "path/fragment", head, "c <= ' ' || c >= 0x7f || c == '#'", "c <= ' ' || c >= 0x7f"),
 	one("framing: targets beyond ASCII", "", head, "c <= ' ' || c >= 0x7f || c == '#'", "c <= ' ' || c == '#'"),
 	one("path: dot segments", "path/", route, "func climbs(dots int, other bool) bool { return !other", "func climbs(dots int, other bool) bool { return false && !other"),
@@ -80,13 +93,15 @@ var mutants = []mutant{
 	one("path: parameters of a segment", "path/dots-with", route, "case c == ';':\n\t\t\tskip = true", "case c == ';':\n\t\t\tother = true"),
 
 	// What comes back.
-	one("answer: names that are no tokens", "answer/", headers, "if strings.IndexByte(k, ' ') >= 0 {", "if false {"),
-	one("answer: fields are searched for keys", "echo/field", headers, `if known.Mask(scratch, "header") > 0 {`, `if known.Mask(scratch, "header") < 0 {`),
+	{"answer: fields are searched for keys", "echo/field", []edit{
+		{answer, "x.s.known.Mask((*t.in)[t.from:t.r], redact.WhereHeader)", "_ = redact.WhereHeader"},
+		{answer, "x.s.known.Mask(f.Value, redact.WhereHeader)", "_ = f.Value"},
+	}},
 	one("answer: locations lead back to the route", "redirect/back", headers, "err != nil || !t.Provider.Lists(host, port)", "err != nil || t.Provider.Lists(host, port)"),
 	one("redact: base64", "echo/", "agent/redact/forms.go", "for _, alphabet := range alphabets {\n\t\tfor shift := range 3 {", "for _, alphabet := range alphabets {\n\t\tfor shift := range 0 {"),
 	one("redact: percent and JSON escapes", "echo/", "agent/redact/forms.go", "for _, s := range stylesFor(raw) {\n\t\tadd(", "for _, s := range stylesFor(raw)[:0] {\n\t\tadd("),
 	one("redact: keys across pieces", "echo/", "agent/redact/stream.go", "\tout := cur[:sc.hold]", "\tsc.hold = len(cur)\n\tout := cur[:sc.hold]"),
-	one("redact: compressed answers of who echoes", "echo/compressed", "agent/proxy/exchange.go", "if x.t.Provider.Spec().Echoes {", "if false && x.t.Provider.Spec().Echoes {"),
+	one("redact: compressed answers of who echoes", "echo/compressed", answer, "if x.t.Provider.Spec().Echoes {", "if false && x.t.Provider.Spec().Echoes {"),
 
 	// The CA.
 	one("ca: leaves are forgotten", "ca/flood", mitm, "for len(c.leaves) > c.max {", "for false && len(c.leaves) > c.max {"),
