@@ -1,9 +1,7 @@
 package e2e_test
 
 import (
-	"net/http"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -31,10 +29,8 @@ func TestSoak(t *testing.T) {
 	st.Put("openai", keys[0])
 	a := w.Start(w.Config(st, p))
 	all := w.Ways(a, p)
-	for _, y := range all {
-		y.Client.Transport.(*http.Transport).MaxConnsPerHost = 32 // what a slow moment opens stays open
-	}
-	fillPools(t, all)
+	e2etest.Hold(all, 32) // what a slow moment opens stays open
+	e2etest.Fill(t, all, 32)
 	l := e2etest.StartLoad(t, soakRate, slices.Concat(all[:4], all[:4], all)...)
 
 	var early, late vitals
@@ -71,18 +67,6 @@ func TestSoak(t *testing.T) {
 	if got := float64(l.Total()) / l.Took.Seconds(); got < 0.9*float64(soakRate) {
 		t.Logf("this machine gave %.0f requests/s of %d", got, soakRate)
 	}
-}
-
-// fillPools opens every connection that the clients may have.
-func fillPools(t *testing.T, ways []way) {
-	t.Helper()
-	var wg sync.WaitGroup
-	for _, y := range ways[4:] { // the streams: they last long enough to be there at once
-		for range y.Client.Transport.(*http.Transport).MaxConnsPerHost {
-			wg.Go(func() { y.Must(t) })
-		}
-	}
-	wg.Wait()
 }
 
 // vitals are what a process holds.

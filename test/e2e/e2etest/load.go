@@ -72,6 +72,26 @@ func (w *World) Client(set func(*http.Transport)) *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
+// Hold has the clients of these ways keep to so many connections each.
+func Hold(ways []Way, conns int) {
+	for _, y := range ways {
+		y.Client.Transport.(*http.Transport).MaxConnsPerHost = conns
+	}
+}
+
+// Fill opens so many connections for each client, which then has them at hand:
+// as many streams at a time, for they last.
+func Fill(t *testing.T, ways []Way, conns int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, y := range ways {
+		for i := 0; y.Stream && i < conns; i++ {
+			wg.Go(func() { y.Must(t) })
+		}
+	}
+	wg.Wait()
+}
+
 // errAnswer: an answer came, and is not the one that was asked for.
 type errAnswer struct{ error }
 

@@ -117,6 +117,7 @@ func TestFilesExhausted(t *testing.T) {
 	r := newRig(t, "file descriptors exhausted").sealed()
 	const files = 256
 	r.begin(r.Config(r.st, r.good), "sh", "-ec", fmt.Sprintf(`ulimit -n %d; exec "$@"`, files), "sh")
+	e2etest.Fill(t, r.ways, perClient)
 	var c *crowd
 	joined := make(chan struct{})
 	go func() {

@@ -74,9 +74,7 @@ func (r *rig) begin(c e2etest.Config, under ...string) {
 	r.KeepsSecrets(r.a)
 	r.a.Ready(r.t)
 	r.ways = r.Ways(r.a, r.good)
-	for _, y := range r.ways { // a few connections, so that a crowded moment needs no new ones
-		y.Client.Transport.(*http.Transport).MaxConnsPerHost = perClient
-	}
+	e2etest.Hold(r.ways, perClient) // few, so that what the agent holds hardly depends on the moment
 	r.strain()
 	r.load.More(e2etest.Span(2*time.Second, 10*time.Second))
 	r.calm()
