@@ -43,7 +43,7 @@ var mutants = []mutant{
 	one("unmatched: deny is what is not written", "", "agent/proxy/connect.go", "if !rt.Tunnel {", "if false && !rt.Tunnel {"),
 
 	// Which host it is.
-	one("tunnel: the Host inside is the tunnel's", "host/connect", "agent/proxy/server.go", "return err == nil && name == p.host && port == p.port", "return err == nil"),
+	one("tunnel: the Host inside is the tunnel's", "host/connect", "agent/proxy/server.go", "return err == nil && name == p.host && port == p.port", `return err == nil && name+port != ""`),
 	one("tunnel: the server name is the tunnel's", "sni/client", "agent/proxy/connect.go", "if hello.ServerName != \"\" && !strings.EqualFold(hello.ServerName, host) {", "if false && !strings.EqualFold(hello.ServerName, host) {"),
 	one("wildcard: one label", "host/wildcard", "agent/provider/spec/host.go", " && strings.IndexByte(host[:n], '.') < 0", ""),
 	one("wildcard: a label of its own", "host/host-that", "agent/provider/spec/host.go", "n > 0 && host[n] == '.' && host[n+1:] == h.Name", "n > 0 && host[n+1:] == h.Name"),
@@ -116,7 +116,7 @@ var mutants = []mutant{
 	one("settings: wildcards of the provider's own", "port/refuses-wildcard", specs, "case h.Wildcard && !slices.Contains(wildcards, h.String()):", "case h.Wildcard && len(text) == 0:"),
 	one("settings: loopback unless said otherwise", "port/refuses-listener", settings, "!proxy.Addr().IsLoopback() && !l.AllowRemote", "!proxy.Addr().IsLoopback() && l.AllowRemote"),
 	one("settings: a socket has its users", "port/refuses-socket", settings, `if len(f.Listen.AllowUIDs) == 0 && !f.mistyped("listen.allow_uids") {`, `if len(f.Listen.AllowUIDs) < 0 {`),
-	one("settings: HTTP/2 debugging prints keys", "port/refuses-http2", "agent/agent.go", `if strings.Contains(o.Getenv("GODEBUG"), "http2debug") {`, `if false {`),
+	one("settings: HTTP/2 debugging prints keys", "port/refuses-http2", "agent/agent.go", `if strings.Contains(o.Getenv("GODEBUG"), "http2debug") {`, `if strings.Contains(o.Getenv("GODEBUG"), "no such thing") {`),
 	one("settings: Vault is verified", "port/refuses-vault", "config/store.go", `if skip := f.env("VAULT_SKIP_VERIFY"); skip != "" {`, `if skip := ""; skip != "" {`),
 	one("keys: line breaks in a value", "secret/add", "agent/secret/check.go", "if c >= 0x21 && c <= 0x7e {", "if c <= 0x7e {"),
 	one("keys: placeholders for a value", "secret/add", "agent/secret/check.go", "case string(b) == Placeholder:", "case false:"),

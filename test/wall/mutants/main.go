@@ -93,7 +93,7 @@ func (b *bench) try(m mutant) (fell string, err error) {
 		return "", err
 	}
 	bin := filepath.Join(b.dir, "postern")
-	if out, err := b.command("go", "build", "-overlay", overlay, "-o", bin, "./cmd/postern").CombinedOutput(); err != nil {
+	if out, err := b.command("go", "build", "-overlay", overlay, "-ldflags", "-s -w", "-o", bin, "./cmd/postern").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("it does not compile: %s", bytes.TrimSpace(out))
 	}
 	if m.cases != "" {
