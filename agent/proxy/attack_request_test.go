@@ -37,6 +37,8 @@ func TestTargetsThatMeanTwoThings(t *testing.T) {
 		{"GET ftp://HOSTPRE/v1/models", "\r\n", false},
 		{"GET ftp://" + w.upHost + "/v1/models", "\r\n", false},
 		{"GET s://" + w.upHost + "/", "\r\n", false},
+		{"GET https://@" + w.upHost + "/v1/models", "\r\n", false},
+		{"GET https://u:p@" + w.upHost + "/v1/models", "\r\n", false},
 		{`GET PRE/v1\models`, "\r\n", false},
 		{"GET PRE/v1/models#fragment", "\r\n", false},
 		{"GET PRE/v1/models?a=b#fragment", "\r\n", false},

@@ -28,6 +28,10 @@ type trial struct {
 
 func (tr trial) bytes() []byte { return bytes.Join(tr.pieces, nil) }
 
+func (tr trial) String() string {
+	return fmt.Sprintf("by %s, write %d, leaves %v:\n%s", tr.arrival, tr.write, tr.leaves, quote(tr.bytes()))
+}
+
 // draft is a request under way: valid to begin with, then changed in places.
 type draft struct {
 	*rand.Rand

@@ -145,11 +145,10 @@ func (m *message) content(b []byte, ended bool) (n int, err error) {
 		}
 		return m.chunks(b)
 	case len(lengths) == 1:
-		l := lengths[0]
-		if len(l) == 0 || len(l) > 18 || strings.Trim(l, "0123456789") != "" {
-			return 0, fmt.Errorf("Content-Length %.40q", l)
+		size, err := strconv.Atoi(lengths[0])
+		if err != nil || strings.Trim(lengths[0], "0123456789") != "" {
+			return 0, fmt.Errorf("Content-Length %.40q", lengths[0])
 		}
-		size, _ := strconv.Atoi(l)
 		m.body = b[:min(size, len(b))]
 		if len(b) < size {
 			return 0, errIncomplete

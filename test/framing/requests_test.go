@@ -74,9 +74,11 @@ type lane struct {
 	n     int
 	tap   *tap
 	count *tally
-	// late are requests of the trial before whose client had left before they
-	// were forwarded: they may still be on their way.
-	late []message
+	// late are requests that were not forwarded when their client had left: they
+	// may still be on their way. past are all of the last trials: one that an
+	// upstream left without an answer, and that was then tried again elsewhere,
+	// may be written down late.
+	late, past []message
 }
 
 func (l *lane) tries(r *rand.Rand) error {
@@ -88,10 +90,10 @@ func (l *lane) tries(r *rand.Rand) error {
 	}
 	l.count = &tally{} // what follows does not count
 	small := shrink(tr, func(smaller trial) bool { return sameKind(l.try(smaller), err) })
-	if again := l.try(small); again != nil {
-		err = again
+	if again := l.try(small); sameKind(again, err) {
+		return fmt.Errorf("%w\nthe smallest found, %v", again, small)
 	}
-	return fmt.Errorf("%w\nthe smallest found, by %s, write %d, leaves %v:\n%s", err, small.arrival, small.write, small.leaves, quote(small.bytes()))
+	return fmt.Errorf("%w\nit does not fail by itself: what came before may matter; %v", err, tr)
 }
 
 // sameKind reports whether two failures begin with the same words.
@@ -236,6 +238,8 @@ func (l *lane) compare(a arrival, asked []message, links []*link, got []message)
 	now := len(asked)
 	asked = slices.Concat(asked, l.late)
 	order := make([]string, len(asked)) // by request: the digest of what was forwarded for it
+	past := slices.Concat(l.past, asked[:now])
+	l.past = past[max(0, len(past)-24):]
 	defer func() {
 		l.late = nil
 		for i, m := range asked {
@@ -243,7 +247,7 @@ func (l *lane) compare(a arrival, asked []message, links []*link, got []message)
 				l.late = append(l.late, m)
 			}
 		}
-		l.late = l.late[max(0, len(l.late)-8):]
+		l.late = l.late[max(0, len(l.late)-12):]
 	}()
 	for _, k := range links {
 		if k.bad != nil {
@@ -262,15 +266,17 @@ func (l *lane) compare(a arrival, asked []message, links []*link, got []message)
 					return fmt.Errorf("the upstream saw another request than the agent forwarded, which was\n%s\nit says\n%s", text, k.answers[i].body)
 				}
 			}
-			of := order
 			if i >= len(k.answers) && k.replyEnd { // the upstream has left instead: the agent may try again elsewhere
-				of = make([]string, len(asked))
+				if _, err := l.origin(a, m, past, make([]string, len(past))); err != nil {
+					return err
+				}
+				continue
 			}
-			at, err := l.origin(a, m, asked, of)
+			at, err := l.origin(a, m, asked, order)
 			if err != nil {
 				return err
 			}
-			of[at] = digest(text)
+			order[at] = digest(text)
 		}
 	}
 	left := order[:now]
