@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -90,12 +91,18 @@ func (a answer) say(c net.Conn) bool {
 }
 
 // kindly reports whether the answer that nobody is to see stands in its own
-// right behind an interim one, for a reader that takes a bare LF for a line's end.
+// right behind an interim one, for a reader that does not look at all of that closely.
 func (a answer) kindly() bool {
 	lines := bytes.ReplaceAll(bytes.ReplaceAll(a.bytes(), []byte("\r\n"), []byte("\n")), []byte("\n"), []byte("\r\n"))
-	m, _, err := finalAnswer(lines, a.method, true)
+	head, rest, _ := bytes.Cut(lines, []byte("\r\n\r\n"))
+	if first, _, _ := bytes.Cut(head, []byte("\r\n")); !interim.Match(first) {
+		rest = lines
+	}
+	m, _, err := finalAnswer(rest, a.method, true)
 	return err == nil && m.status() == smuggled
 }
+
+var interim = regexp.MustCompile(`^\S* 1\d\d`)
 
 // finalAnswer reads past interim answers to the one that counts.
 func finalAnswer(b []byte, method string, ended bool) (m message, n int, err error) {

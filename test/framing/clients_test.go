@@ -45,7 +45,7 @@ func goClient(*world) (client, error) {
 	return func(addr string, steps []step) ([]result, error) {
 		tr := &http.Transport{MaxConnsPerHost: 1, DisableCompression: true}
 		defer tr.CloseIdleConnections()
-		c := &http.Client{Transport: tr, Timeout: 15 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		c := &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 		var all []result
 		for _, s := range steps {
 			all = append(all, goResult(c, s.Method, "http://"+addr+s.Path))
@@ -117,7 +117,7 @@ func nodeClient(w *world) (client, error) {
 		select {
 		case r := <-got:
 			return r, nil
-		case <-time.After(time.Minute):
+		case <-time.After(4 * time.Minute):
 			return nil, errors.New("node's client says nothing")
 		}
 	}, nil
@@ -140,7 +140,7 @@ func curlClient(w *world) (client, error) {
 			if i > 0 {
 				args = append(args, "--next")
 			}
-			args = append(args, "-s", "--http1.1", "--max-time", "15", "-o", filepath.Join(dir, strconv.Itoa(i)), "-w", "%{exitcode} %{http_code} %header{x-nonce}\n")
+			args = append(args, "-s", "--http1.1", "--max-time", "60", "-o", filepath.Join(dir, strconv.Itoa(i)), "-w", "%{exitcode} %{http_code} %header{x-nonce}\n")
 			if s.Method == http.MethodHead {
 				args = append(args, "--head")
 			} else {
@@ -148,7 +148,7 @@ func curlClient(w *world) (client, error) {
 			}
 			args = append(args, "http://"+addr+s.Path)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, curl, args...)
 		cmd.Env = agenttest.Env(dir)

@@ -161,7 +161,7 @@ func (l *lane) listenTo(c net.Conn, methods []string, readErr error) ([]byte, er
 	buf := make([]byte, 32<<10)
 	ended := false
 	for {
-		silence := 10 * time.Second
+		silence := time.Minute
 		if got, _ := readAnswers(said, methods); !ended && len(got) >= len(methods)-1 {
 			silence = 100 * time.Millisecond
 			if readErr == nil {
@@ -189,7 +189,7 @@ func (l *lane) connect(a arrival) (net.Conn, error) {
 	if err != nil || a != byConnect {
 		return c, err
 	}
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", l.tap.addr, l.tap.addr)
 	resp, err := http.ReadResponse(bufio.NewReaderSize(io.LimitReader(c, 4096), 4096), &http.Request{Method: http.MethodConnect})
 	if err != nil || resp.StatusCode != http.StatusOK {

@@ -87,7 +87,7 @@ func (p *tap) update(f func()) {
 // take waits until every request is answered and nothing is under way, and returns the links that carried something since it
 // was called last. An error says which of the two did not hold.
 func (p *tap) take() ([]*link, error) {
-	limit := time.After(10 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		p.mu.Lock()
 		changed, waits := p.changed, error(nil)

@@ -7,7 +7,7 @@ const readline = require('readline');
 function one(agent, port, step) {
   return new Promise((resolve) => {
     const failed = (e) => resolve({ error: String(e) });
-    const req = http.request({ agent, host: '127.0.0.1', port, method: step.method, path: step.path, timeout: 15e3 }, (res) => {
+    const req = http.request({ agent, host: '127.0.0.1', port, method: step.method, path: step.path, timeout: 60e3 }, (res) => {
       const parts = [];
       res.on('data', (p) => parts.push(p));
       res.on('error', failed).on('aborted', () => failed('aborted'));
