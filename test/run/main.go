@@ -66,7 +66,7 @@ func parts() []part {
 	}
 	outside := []string{"go", "test", "-timeout=30m", "-count=1"} // what is tested is another process: the detector would only slow the tests
 	return []part{
-		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools", "compose", "helm", "helm-unittest", "kubeconform", "schemas", "vault"}}, // of a cluster only what a test asks for is built
+		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools"}},
 		{name: "race detector", need: func() string { return race }},
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...", "./test/run/...")},
 		{name: "end to end", cmd: append(slices.Clone(outside), "-p=1", "./test/e2e/...")}, // one package at a time: each loads the machine
@@ -76,6 +76,7 @@ func parts() []part {
 		{name: "chart", cmd: append(slices.Clone(outside), "./test/chart/...")},
 		{name: "examples", cmd: append(slices.Clone(outside), "./test/examples/...")},
 		{name: "supply chain", cmd: append(slices.Clone(outside), "./test/supply/...")},
+		{name: "cluster", cmd: append(slices.Clone(outside), "-v", "./test/cluster/...")}, // -v: its figures, and which level ran
 		{name: "sdk", cmd: append(slices.Clone(outside), "./test/sdk/...")},
 	}
 }
