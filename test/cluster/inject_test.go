@@ -55,6 +55,7 @@ func TestInjection(t *testing.T) {
 		{"agents killed under load", s.agentsKilled},
 		{"ServiceAccount that is not bound", s.stranger},
 		{"helm test", s.helmTest},
+		{"examples", s.examples},
 		{"upgrade and rollback", s.upgrade},
 		{"injectors end under load", s.injectorsEnd},
 		{"certificates expired and made anew", s.certificates},

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// Provider speaks OpenAI's wire format over TLS, with a certificate of the
-// cluster's CA, and remembers which keys it was sent.
+// Provider speaks OpenAI's wire format over TLS, and Anthropic's where it is asked
+// for a message, with a certificate of the cluster's CA, and remembers which keys it
+// was sent.
 type Provider struct {
 	Address string // host:port in the cluster's network
 
@@ -103,6 +104,9 @@ func (p *Provider) Manage(by http.Handler) {
 
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	key := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if key == "" {
+		key = r.Header.Get("X-Api-Key")
+	}
 	p.mu.Lock()
 	if manage := p.manage; manage != nil && strings.HasPrefix(r.URL.Path, "/v1/organization/") {
 		p.mu.Unlock()
@@ -125,6 +129,8 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"error": {"message": "Incorrect API key provided.", "type": "invalid_request_error", "code": "invalid_api_key"}}`)
 	case strings.HasSuffix(r.URL.Path, "/models"):
 		fmt.Fprint(w, `{"object": "list", "data": []}`)
+	case strings.HasSuffix(r.URL.Path, "/messages"):
+		fmt.Fprintf(w, `{"id": "msg_%d", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5", "content": [{"type": "text", "text": "Hello %d"}], "stop_reason": "end_turn", "usage": {"input_tokens": 1, "output_tokens": 1}}`, n, n)
 	default:
 		fmt.Fprintf(w, `{"id": "chatcmpl-%d", "object": "chat.completion", "model": "gpt-5-nano", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello %d"}}]}`, n, n)
 	}

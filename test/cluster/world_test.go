@@ -39,7 +39,7 @@ func newWorld(t *testing.T) *world {
 	if w.vault, err = w.StartVault(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w.provider = w.StartProvider(t, []string{firstKey}, "api.openai.com")
+	w.provider = w.StartProvider(t, []string{firstKey}, "api.openai.com", "api.anthropic.com")
 	policy, err := w.Command(t.Context(), agenttest.Binary(t), "policy", "--role", "agent", "--environment", "prod", "--accessor", w.vault.Accessor).Output()
 	if err != nil {
 		t.Fatal(err)
