@@ -7,8 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-
-	"github.com/gofrs/flock"
 )
 
 // DebianProgram is a program that comes from a Debian package, because it is
@@ -51,7 +49,7 @@ func (p DebianProgram) Find() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s is missing, and without apt-get there is no package %s to install", p.Name, p.Package)
 	}
-	unlock, err := lockBuilds()
+	unlock, err := lock("packages") // not the builds': an installation takes seconds, and nobody need wait for a build of minutes
 	if err != nil {
 		return "", err
 	}
@@ -86,20 +84,4 @@ func (p DebianProgram) look() (string, bool) {
 		}
 	}
 	return "", false
-}
-
-// lockBuilds makes the caller the only one on this machine that builds or installs.
-func lockBuilds() (unlock func(), err error) {
-	cache, err := CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return nil, err
-	}
-	lock := flock.New(filepath.Join(cache, "build.lock"))
-	if err := lock.Lock(); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", lock.Path(), err)
-	}
-	return func() { lock.Close() }, nil
 }

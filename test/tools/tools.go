@@ -86,7 +86,7 @@ func Cached(name, key string, build func(dir string) error) (string, error) {
 		return slot, err
 	}
 
-	unlock, err := lockBuilds()
+	unlock, err := lock("build")
 	if err != nil {
 		return "", err
 	}

@@ -41,8 +41,14 @@ func main() {
 	}
 	known := slices.Sorted(maps.Keys(builders))
 	names := os.Args[1:]
-	if len(names) == 0 {
-		names = known
+	if len(names) == 0 { // packages first: they take seconds, and some tests need no more
+		for _, first := range []bool{true, false} {
+			for _, name := range known {
+				if packaged[name] == first {
+					names = append(names, name)
+				}
+			}
+		}
 	}
 	var slow []string
 	for _, name := range names {
