@@ -41,7 +41,7 @@ func newStories(t *testing.T, w *world) *stories {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.CloseIdleConnections)
-	s := &stories{world: w, client: client, server: w.Kubectl(t, "config", "view", "--output", "jsonpath={.clusters[0].cluster.server}")}
+	s := &stories{world: w, key: firstKey, client: client, server: w.Kubectl(t, "config", "view", "--output", "jsonpath={.clusters[0].cluster.server}")}
 	root, err := tools.Root()
 	if err != nil {
 		t.Fatal(err)
