@@ -301,6 +301,7 @@ providers:
 			t.Fatalf("HTTP %d: %s", resp.StatusCode, body)
 		}
 	}
+	agent.Ready(t)
 	ask()
 	w.provider.AwaitCall(t, time.Second, "with the key", func(c cluster.Call) bool { return c.Key == firstKey })
 	w.provider.Accept(firstKey, secondKey)
