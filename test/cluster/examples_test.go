@@ -70,7 +70,7 @@ func (s *stories) examples(t *testing.T) {
 	s.provider.AwaitCall(t, 30*time.Second, "of OpenAI's SDK with the new key", bySDK("OpenAI/JS ", nextKey))
 	untouched(t, before, s.podsOf(t, "shop", "app.kubernetes.io/name=checkout"))
 	s.noKey(t, exampleKey, nextKey, anthropicKey)
-	s.Kubectl(t, "--namespace", "shop", "delete", "deployment/checkout", "job/summary", "cronjob/models", "job/models-now", "--timeout", "60s")
+	s.Kubectl(t, "--namespace", "shop", "delete", "deployment/checkout", "job/summary", "cronjob/models", "--timeout", "60s")
 }
 
 // examplesKey writes a version of a key to the engine that the script has made.
