@@ -31,6 +31,16 @@ type built struct {
 	missing error // what the machine lacks for it
 }
 
+// injectorImage builds the injector's, as postern-injector:dev, once; its builder is the agent's, which is there.
+var injectorImage = sync.OnceValues(func() (string, error) {
+	agent, err := agentImage()
+	if err != nil {
+		return "", err
+	}
+	archive := filepath.Join(scratch, "injector.tar")
+	return archive, agent.builder.Build(context.Background(), cluster.Target{Name: "injector", Image: "postern-injector:dev", Args: buildArgs}, archive)
+})
+
 // scratch is the folder that lives as long as the tests.
 var scratch string
 
@@ -54,27 +64,23 @@ func TestImages(t *testing.T) {
 		lacks(t, "images", agent.missing)
 		return
 	}
+	injector, err := injectorImage()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		target, program, first string
 		arguments              []string
 	}{
 		{"agent", "postern", agent.archive, []string{"agent"}},
-		{"injector", "postern-injector", "", nil},
+		{"injector", "postern-injector", injector, nil},
 	} {
 		t.Run(c.target, func(t *testing.T) {
-			dir := t.TempDir()
-			build := func(name string) string {
-				t.Helper()
-				archive := filepath.Join(dir, name+".tar")
-				if err := agent.builder.Build(t.Context(), cluster.Target{Name: c.target, Image: c.program + ":" + name, Args: buildArgs}, archive); err != nil {
-					t.Fatal(err)
-				}
-				return archive
+			archive := filepath.Join(t.TempDir(), "second.tar")
+			if err := agent.builder.Build(t.Context(), cluster.Target{Name: c.target, Image: c.program + ":second", Args: buildArgs}, archive); err != nil {
+				t.Fatal(err)
 			}
-			if c.first == "" {
-				c.first = build("first")
-			}
-			first, second := open(t, c.first), open(t, build("second"))
+			first, second := open(t, c.first), open(t, archive)
 			if !slices.Equal(first.Layers, second.Layers) || len(first.Layers) == 0 {
 				t.Errorf("the layers of two builds: %v and %v, want the same", first.Layers, second.Layers)
 			}
