@@ -60,7 +60,7 @@ func TestWhatCannotBeginAnewGoesOn(t *testing.T) {
 }
 
 type withPointer struct {
-	next  *withPointer
+	_     *withPointer // the collector looks at it
 	bytes [200]byte
 }
 

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -82,7 +83,7 @@ func (s *socket) as(uid int) (net.Conn, error) {
 
 // asks sends one request on a connection of its own.
 func (s *socket) asks(uid int) (status int, err error) {
-	tr := &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return s.as(uid) }}
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return s.as(uid) }}
 	c := &http.Client{Transport: tr, Timeout: 20 * time.Second}
 	resp, err := c.Get("http://postern/openai/v1/models")
 	if err != nil {
@@ -131,7 +132,7 @@ func TestSocketServesListedUsersOnly(t *testing.T) {
 		c := s.Client(func(tr *http.Transport) {
 			through(tr)
 			tr.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: "postern:80"})
-			tr.Dial = func(string, string) (net.Conn, error) { return s.as(uid) }
+			tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return s.as(uid) }
 		})
 		resp, err := c.Get("https://" + s.provider.Host + models)
 		if served := err == nil && resp.StatusCode == http.StatusOK; served != want {

@@ -17,13 +17,12 @@ func newWorld(t *testing.T) *world {
 
 // What the stories say of it.
 type (
-	config      = e2etest.Config
-	provider    = e2etest.Provider
-	keyStore    = e2etest.Store
-	vaultStore  = e2etest.VaultStore
-	sealedStore = e2etest.SealedStore
-	way         = e2etest.Way
-	load        = e2etest.Load
+	config     = e2etest.Config
+	provider   = e2etest.Provider
+	keyStore   = e2etest.Store
+	vaultStore = e2etest.VaultStore
+	way        = e2etest.Way
+	load       = e2etest.Load
 )
 
 // stores are the two kinds, for stories that are the same on both.

@@ -106,9 +106,6 @@ func attached(checks ...func(*run, *request)) want {
 // reachedOnly: no provider was asked, but this host was, without a key.
 func reachedOnly(status int, hosts ...string) want { return want{status: status, foreign: hosts} }
 
-// silent: the connection ends without an answer.
-func silent() want { return want{closes: true} }
-
 func (w want) and(f func(*run, *reply)) want { w.answer = f; return w }
 
 // Checks of what the provider was sent.

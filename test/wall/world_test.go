@@ -32,8 +32,6 @@ type provider struct {
 	noKey      bool
 }
 
-func (p *provider) hostname() string { h, _, _ := strings.Cut(p.host, ":"); return h }
-
 // hostport always has a port.
 func (p *provider) hostport() string {
 	if strings.Contains(p.host, ":") {

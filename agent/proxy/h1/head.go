@@ -65,10 +65,7 @@ type Response struct {
 	Declared int64
 }
 
-var (
-	crlf     = []byte("\r\n")
-	crlfcrlf = []byte("\r\n\r\n")
-)
+var crlfcrlf = []byte("\r\n\r\n")
 
 // Parse reads the head at b's beginning. n is its length; 0 without an error
 // means that more is needed: call again with b and what came behind it.
