@@ -413,7 +413,7 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "HEAD /status HTTP/1.1\r\nHost: 10.1.2.3:8701\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	fmt.Fprint(conn, "HEAD /status HTTP/1.1\r\nHost: 10.1.2.3:8701\r\n\r\nGET /livez HTTP/1.1\r\nHost: localhost:8701\r\nConnection: close\r\n\r\n")
 	b, err := io.ReadAll(bufio.NewReader(conn))
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -210,20 +211,26 @@ func insistOn(ctx context.Context, do func() error) error {
 	pause, since := insistFirst, time.Now()
 	for try := 0; ; try++ {
 		err := do()
+		conflict := errors.Is(err, store.ErrConflict)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, store.ErrConflict) && try < insistTries:
+		case conflict && try < insistTries:
 			continue // somebody else made a step: look again
-		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrConflict) || time.Since(since) > insist:
+		case !errors.Is(err, store.ErrUnavailable) && !conflict || time.Since(since) > insist:
 			return err
+		}
+		wait := pause
+		if conflict { // whoever waits long is never the first: those who always write would win
+			wait = time.Duration(rand.Int64N(int64(insistFirst) / 20))
+		} else {
+			pause = min(2*pause, insistMost)
 		}
 		select {
 		case <-ctx.Done():
 			return err
-		case <-time.After(pause):
+		case <-time.After(wait + time.Millisecond):
 		}
-		pause = min(2*pause, insistMost)
 	}
 }
 
