@@ -61,14 +61,15 @@ func beginAnew(godebug string) error {
 	return &os.PathError{Op: "exec", Path: program, Err: syscall.Exec(program, os.Args, env)}
 }
 
-// settle is how long a Sweep waits, for goroutines to end whose connections were
-// closed, and for others who ask for the same.
+// settle is how long a Sweep waits at least, for goroutines to end whose
+// connections were closed, and for others who ask for the same.
 const settle = 500 * time.Millisecond
 
 var sweep struct {
 	sync.Mutex
-	coming bool
-	first  []func()
+	coming      bool
+	late        bool // somebody asked when one was coming already, which may come too early for them
+	first, next []func()
 }
 
 // Sweep has the collector find, soon and in the background, what a value that is
@@ -77,23 +78,34 @@ var sweep struct {
 func Sweep(first func()) {
 	sweep.Lock()
 	defer sweep.Unlock()
-	if first != nil {
-		sweep.first = append(sweep.first, first)
-	}
 	if sweep.coming {
+		sweep.late = true
+		if first != nil {
+			sweep.next = append(sweep.next, first)
+		}
 		return
 	}
 	sweep.coming = true
-	time.AfterFunc(settle, func() {
-		sweep.Lock()
-		all := sweep.first
-		sweep.coming, sweep.first = false, nil
-		sweep.Unlock()
-		for _, f := range all {
-			f()
-		}
-		Collect()
-	})
+	if first != nil {
+		sweep.first = append(sweep.first, first)
+	}
+	time.AfterFunc(settle, collectAll)
+}
+
+// collectAll is for those who asked a whole settle ago; who came late is next.
+func collectAll() {
+	sweep.Lock()
+	all := sweep.first
+	sweep.first, sweep.next = sweep.next, nil
+	sweep.coming, sweep.late = sweep.late, false
+	if sweep.coming {
+		time.AfterFunc(settle, collectAll)
+	}
+	sweep.Unlock()
+	for _, f := range all {
+		f()
+	}
+	Collect()
 }
 
 // Collect is what Sweep does in the end: when it returns, nothing is left of what
