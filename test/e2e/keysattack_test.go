@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,7 @@ func everything(t *testing.T, s *vaultStore, folder string) []byte {
 // Whoever pastes a key or a token into a wrong place does not find it again: not
 // in what a command says, and not in the store.
 func TestKeysPastedIntoWrongPlaces(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	live := w.Key()
@@ -129,6 +131,7 @@ func TestWaitingCommandForgetsTheKey(t *testing.T) {
 // Neither an agent nor the server falls over or stops serving, another key's
 // rotation goes its way, and Security can end it all.
 func TestEntriesForgedWithARoleToken(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	one, two, first := w.Key(), w.Key(), w.Key()
@@ -252,9 +255,10 @@ func many(n int) map[string]any {
 	return out
 }
 
-// Everybody at once: three rotate one key, others resume, revoke what is new and
-// add. Every command ends, says who was first, and the key is served throughout.
+// Everybody at once: three rotate one key; then others resume and revoke what is
+// new, and then resume and add. Every command ends, says who was first, and the key is served throughout.
 func TestEverybodyAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	first := w.Key()
@@ -266,53 +270,86 @@ func TestEverybodyAtOnce(t *testing.T) {
 	w.server(st, op, p)
 	a := w.Start(c)
 	l := e2etest.StartLoad(t, light, way{Name: "route", Client: w.Client(nil), URL: a.URL("/openai/v1/chat/completions")})
-	for round := range 3 {
-		var commands []*command
-		for n := range 3 {
-			next := w.Key()
-			p.Allow(next)
-			commands = append(commands, op.start(next+"\n", "keys", "rotate", "openai", "--now", "--reason", fmt.Sprintf("operator %d", n), "-o", "json"))
-		}
-		commands = append(commands, op.start("", "keys", "resume", "openai", "-o", "json"), op.start("", "keys", "resume", "openai", "-o", "json"))
-		switch round {
-		case 1:
-			agenttest.Eventually(t, 20*time.Second, "a second version", func() bool { return len(op.show("openai").Versions) > 3 || op.show("openai").Rotation != nil })
-			if r := op.show("openai").Rotation; r != nil && r.To > 0 {
-				commands = append(commands, op.start("", "keys", "revoke", "openai", "--version", fmt.Sprint(r.To), "--now", "--reason", "race"))
-			}
-		case 2:
-			next := w.Key()
-			p.Allow(next)
-			commands = append(commands, op.start(next+"\n", "keys", "add", "openai"))
-		}
-		done := 0
-		for _, cmd := range commands {
-			select {
-			case <-cmd.done:
-			case <-time.After(90 * time.Second):
-				t.Fatalf("round %d: %s does not end: %s", round, cmd.line, cmd.said.String())
-			}
-			code := cmd.end()
-			if code < 0 || strings.Contains(cmd.said.String(), "panic") {
-				t.Errorf("round %d: %s: exit code %d: %s", round, cmd.line, code, cmd.said.String())
-			}
-			if strings.Contains(cmd.line, "rotate") && code == 0 {
-				done++
-			}
-		}
-		i := op.show("openai")
-		t.Logf("round %d: %d of 3 rotations were carried out; the versions are %s", round, done, brief(i))
-		if round == 0 && done == 0 {
-			t.Error("nobody won")
-		}
-		op.run("", "keys", "resume", "openai")
-		if i = op.show("openai"); i.Rotation != nil {
-			t.Errorf("round %d: a rotation is left open: %+v", round, *i.Rotation)
-		}
+	next := func() string {
+		key := w.Key()
+		p.Allow(key)
+		return key + "\n"
 	}
+	three := func(how ...string) (all []*command) {
+		for n := range 3 {
+			all = append(all, op.start(next(), append([]string{"keys", "rotate", "openai", "--reason", fmt.Sprintf("operator %d", n), "-o", "json"}, how...)...))
+		}
+		return all
+	}
+	resumes := func() []*command {
+		return []*command{op.start("", "keys", "resume", "openai", "-o", "json"), op.start("", "keys", "resume", "openai", "-o", "json")}
+	}
+	if won := op.allEnd("rotate", three("--now")); won != 1 { // nobody is there to give it up
+		t.Errorf("%d of 3 rotations were carried out, want 1", won)
+	}
+	// The grace outlasts the revocation: once agents have let go of the old version,
+	// to revoke the new one leaves them none. The revocation ends it.
+	revoked := append(three("--grace", "10m"), resumes()...)
+	op.allEnd("revoke", append(revoked, op.revokesTheNew(revoked)...))
+	added := append(three("--now"), resumes()...)
+	op.allEnd("add", append(added, op.start(next(), "keys", "add", "openai")))
 	l.More(time.Second)
 	l.End()
 	w.auditor(st).must("", "audit", "verify")
+}
+
+// allEnd waits for commands that were started side by side, sees that they leave
+// no rotation open, and returns how many of them carried one out.
+func (o *console) allEnd(what string, commands []*command) (rotated int) {
+	t := o.w.T
+	t.Helper()
+	for _, cmd := range commands {
+		select {
+		case <-cmd.done:
+		case <-time.After(3 * time.Minute):
+			t.Fatalf("%s: %s does not end: %s", what, cmd.line, cmd.said.String())
+		}
+		code := cmd.end()
+		if code < 0 || strings.Contains(cmd.said.String(), "panic") || code != 0 && strings.HasPrefix(cmd.line, "keys revoke") {
+			t.Errorf("%s: %s: exit code %d: %s", what, cmd.line, code, cmd.said.String())
+		}
+		if strings.HasPrefix(cmd.line, "keys rotate") && code == 0 {
+			rotated++
+		}
+	}
+	t.Logf("%s: %d rotations were carried out; the versions are %s", what, rotated, brief(o.show("openai")))
+	out, said, code := o.run("", "keys", "resume", "openai")
+	if r := o.show("openai").Rotation; r != nil {
+		t.Errorf("%s: a rotation is left open: %+v; resume: exit code %d: %s%s", what, *r, code, out, said)
+	}
+	return rotated
+}
+
+// revokesTheNew starts a revocation of the version that a rotation under way brings
+// in, as soon as it is stored. There is none where the commands ended before.
+func (o *console) revokesTheNew(commands []*command) []*command {
+	over := func() bool {
+		return !slices.ContainsFunc(commands, func(c *command) bool {
+			select {
+			case <-c.done:
+				return false
+			default:
+				return true
+			}
+		})
+	}
+	var number int
+	agenttest.Eventually(o.w.T, 2*time.Minute, "a version to revoke", func() bool {
+		i := o.show("openai")
+		if r := i.Rotation; r != nil && slices.ContainsFunc(i.Versions, func(v keys.Version) bool { return v.Number == r.To }) {
+			number = r.To
+		}
+		return number > 0 || over()
+	})
+	if number == 0 {
+		return nil
+	}
+	return []*command{o.start("", "keys", "revoke", "openai", "--version", fmt.Sprint(number), "--now", "--reason", "race")}
 }
 
 func brief(i keys.Info) string {
