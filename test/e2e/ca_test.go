@@ -13,6 +13,7 @@ import (
 // The agent crashes and comes back. Clients of CONNECT that were running know
 // its first CA only, and go on, because the state directory outlived it.
 func TestCrashKeepsClientsTrust(t *testing.T) {
+	t.Parallel()
 	const memory = "/dev/shm"
 	if _, err := os.Stat(memory); err != nil {
 		agenttest.NotRun(t, "restart with ca.state_dir", err)

@@ -21,6 +21,7 @@ import (
 // A known key goes every way that there is, with everything in the way of it
 // that repeats what it was sent. It reaches the provider, and nobody and nothing else.
 func TestCanary(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
 		c := &canary{world: w, st: st, key: w.Key(), next: w.Key(), gnarly: w.gnarly(), plain: w.Key()}
 		c.hunt = newHunt(c.key, c.next, c.gnarly, c.plain)

@@ -21,6 +21,7 @@ import (
 
 // An agent that is killed leaves no core, even where everything around it asks for one.
 func TestNoCoreDump(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		agenttest.NotRun(t, "core dumps", errors.New("/proc is Linux's"))
 		return

@@ -39,6 +39,7 @@ func (w *world) behindConfig(st keyStore) config {
 // credentials for it come from a variable, its root from a file, and every
 // request goes through it.
 func TestBehindACorporateProxy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Sealed()
 	key := w.Key()
@@ -74,6 +75,7 @@ func TestBehindACorporateProxy(t *testing.T) {
 // With the wrong password the client is told which setting to look at, and
 // nobody is told the password.
 func TestWrongProxyPasswordNamesTheSetting(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Sealed()
 	key := w.Key()
@@ -104,6 +106,7 @@ func TestWrongProxyPasswordNamesTheSetting(t *testing.T) {
 
 // Without the company's root nothing is sent: the agent trusts nobody who signs for the provider's name.
 func TestCorporateProxyWithoutItsRoot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Sealed()
 	key := w.Key()

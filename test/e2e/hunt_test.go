@@ -155,6 +155,7 @@ func (h *hunt) report(t *testing.T) {
 // The hunt finds what leaks, or a canary's silence would mean nothing: here a
 // careless proxy attaches the key, logs what comes back, and passes it on.
 func TestTheHuntFindsALeak(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	key := w.Key()
 	w.Secrets = nil // it is leaked on purpose

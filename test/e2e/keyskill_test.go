@@ -85,6 +85,7 @@ func (v *assassin) forward(r *http.Request) {
 // somebody resumes, with the key and without. Every rotation ends, and at no
 // time is an application without a usable key.
 func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	hunter := &assassin{t: t, vault: st.Vault, writes: map[string]int{}, lines: map[string][]string{}, targets: map[string]target{}}

@@ -18,7 +18,7 @@ import (
 // requests fail closed, and the next version is served at once.
 func TestEmergencyRevocation(t *testing.T) {
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
-		const fleet = 20
+		fleet := int(e2etest.Span(10, 20))
 		leaked := w.Key()
 		p := w.Provider("openai", fake.Options{Keys: []string{leaked}, Records: 200_000})
 		st.Put("openai", leaked)
@@ -96,6 +96,7 @@ func TestEmergencyRevocation(t *testing.T) {
 
 // Somebody found a key and does not know which it is.
 func TestWhichKeyIsThis(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, w *world, st keyStore) {
 		first, second := w.Key(), w.Key()
 		p := w.Provider("openai", fake.Options{Keys: []string{first, second}})
@@ -126,6 +127,7 @@ func TestWhichKeyIsThis(t *testing.T) {
 
 // What belongs to one environment does not work in another, whoever copies it.
 func TestEnvironmentsAreApart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	staging, prod := w.Key(), w.Key()

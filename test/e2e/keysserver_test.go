@@ -134,6 +134,7 @@ func (m *manager) ask(token, method, path, body string, header ...string) (int, 
 // asked for over HTTP at two servers, one of them is killed, the other one goes on,
 // and in the end the old one is gone at the provider.
 func TestManagedRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	first, admin := w.Key(), w.Secret("sk-admin-"+rand.Text()+rand.Text())

@@ -3,6 +3,10 @@
 //
 // `go test` runs each story with some seconds of load; POSTERN_E2E_LONG=1 runs
 // them at full length.
+//
+// Most stories wait most of the time, for polls, ramps and graces: they run beside
+// others, with a light load. Those that measure times, shares or what a process
+// holds run before them, alone.
 package e2e_test
 
 import (

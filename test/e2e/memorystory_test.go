@@ -45,11 +45,12 @@ func TestWithoutTrafficNothingIsLeft(t *testing.T) {
 // of requests. When its requests have ended nothing is left of a key anywhere in
 // the agent's memory.
 func TestUnderLoadNothingIsLeft(t *testing.T) {
-	onBothStores(t, func(t *testing.T, w *world, st keyStore) { w.leavesNothing(st, "", int(e2etest.Span(3, 20)), soon) })
+	onBothStores(t, func(t *testing.T, w *world, st keyStore) { w.leavesNothing(st, "", int(e2etest.Span(2, 20)), soon) })
 }
 
 // Over HTTP/2 the same takes longer: net/http holds on to connections that were closed.
 func TestOverHTTP2NothingIsLeft(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.leavesNothing(w.Sealed(), ", http2: true", int(e2etest.Span(1, 5)), soon+upstream.Lingering)
 }

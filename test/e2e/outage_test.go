@@ -20,6 +20,7 @@ const staleMetric = `postern_key_stale_seconds{key="openai"}`
 // memory and stays ready, its metric says how old what it knows is, and when
 // Vault is back the next rotation is picked up.
 func TestVaultAwayUnderLoad(t *testing.T) {
+	t.Parallel()
 	for name, outage := range map[string]struct{ away, back func(*vaultStore) }{
 		"stopped": {func(s *vaultStore) { s.Stop() }, func(s *vaultStore) { s.Run() }},
 		"sealed":  {func(s *vaultStore) { s.Seal() }, func(s *vaultStore) { s.Unseal() }},
@@ -31,7 +32,7 @@ func TestVaultAwayUnderLoad(t *testing.T) {
 			p := w.Provider("openai", fake.Options{Keys: []string{key}})
 			st.Put("openai", key)
 			a := w.Start(w.Config(st, p))
-			l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+			l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 			l.More(time.Second)
 			if s := a.Metric(t, staleMetric); s > 3 {
 				t.Errorf("%s is %.1f while Vault is there", staleMetric, s)
@@ -102,13 +103,14 @@ func watchReadiness(a *agenttest.Agent) (end func() (looks, unready int)) {
 
 // Somebody revokes the agent's token: it logs in again, once.
 func TestRevokedTokenIsReplacedOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	key := w.Key()
 	p := w.Provider("openai", fake.Options{Keys: []string{key}})
 	st.Put("openai", key)
 	a := w.Start(w.Config(st, p))
-	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 	l.More(time.Second)
 
 	st.RevokeLogins("approle/login")

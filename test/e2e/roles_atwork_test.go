@@ -31,6 +31,7 @@ func notRefused(t *testing.T, log string) {
 // An agent under the policy that is printed for it starts, serves, takes part in
 // a rotation and says so, and is refused nothing.
 func TestRolesAgentAtWork(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.Provider("openai", fake.Options{})
 	v := w.Vault(vaulttest.Options{})
@@ -125,6 +126,7 @@ func (w *world) serve(file string) *agenttest.Buffer {
 // A server under the policy that is printed for it makes keys at a provider,
 // the first version too, moves traffic to them, and destroys what they replace.
 func TestRolesServerAtWork(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.Provider("openai", fake.Options{})
 	admin := w.Secret("sk-admin-0123456789abcdefghijklmnop")

@@ -87,6 +87,7 @@ func (k *kubeCluster) token(t *testing.T, namespace, account string) string {
 
 // One policy serves every namespace and ServiceAccount, each its own proxy id.
 func TestRolesOneAgentPolicyForACluster(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	k := r.cluster()
 	r.Policy("agents", r.policyOf(roles.Agent, "--accessor", k.accessor))
@@ -136,6 +137,7 @@ func TestRolesOneAgentPolicyForACluster(t *testing.T) {
 // What lies outside the layout can be read by those whose configuration names it,
 // and no lease of anything else can be touched.
 func TestRolesLeases(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	r.Mount("engine", "kv", map[string]string{"version": "1", "leased_passthrough": "true"})
 	for _, name := range []string{"shop", "shop-2"} {

@@ -32,6 +32,7 @@ var verbCommands = []struct {
 // The same cells by the commands: what a role is for is done, and what it is
 // not for Vault refuses, so that nothing of the key changes.
 func TestRolesCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	p := w.Provider("openai", fake.Options{})
 	r := &realm{Vault: vaulttest.Start(t, vaulttest.Options{}), t: t, entity: map[string]string{}}

@@ -249,6 +249,7 @@ func (r *realm) does(token string, v roles.Verb) (may string, refused []string) 
 // Every verb of every role, with the requests that postern makes: what Vault
 // lets through, what it refuses, and what whoami says about it beforehand.
 func TestRolesGrid(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	var grid strings.Builder
 	tab := tabwriter.NewWriter(&grid, 0, 0, 2, ' ', 0)
@@ -390,6 +391,7 @@ var beyond = []struct {
 }
 
 func TestRolesGoNoFurther(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	for _, role := range roles.Roles() {
 		token := r.login(string(role), r.policyOf(role))
@@ -428,6 +430,7 @@ func TestRolesGoNoFurther(t *testing.T) {
 // A policy for everything below the mount, given beside a role's, opens neither
 // the record nor admin credentials: Vault follows the most specific path.
 func TestRolesWithABroaderPolicy(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	r.Policy("everything", `path "secret/*" { capabilities = ["create", "read", "update", "patch", "delete", "list"] }`)
 	for _, role := range []roles.Role{roles.TeamLead, roles.DevOps, roles.Security, roles.Server} {

@@ -96,6 +96,7 @@ func (s *socket) asks(uid int) (status int, err error) {
 // Those who are listed are served on every way in; nobody else is, root not
 // even where the agent is root's own, and none of it reaches the provider.
 func TestSocketServesListedUsersOnly(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		agenttest.NotRun(t, "other users at the agent's socket", errors.New("only root may become another user"))
 		return

@@ -27,6 +27,7 @@ import (
 // that they write, as the kernel saw it: no key, and nothing outside the places
 // that the configuration names.
 func TestNoFileHoldsTheKey(t *testing.T) {
+	t.Parallel()
 	const name = "system calls of the agent"
 	strace, err := tracer()
 	if err != nil {
@@ -120,6 +121,7 @@ func (w *world) configured(path string) bool {
 
 // The trace shows what it is read for, or its silence would mean nothing.
 func TestTheTraceShowsAWrite(t *testing.T) {
+	t.Parallel()
 	strace, err := tracer()
 	if err != nil {
 		agenttest.NotRun(t, "system calls of the agent", err)

@@ -113,6 +113,7 @@ func TestUnknownVerdictWaitsForTheProvider(t *testing.T) {
 // draws a 401 on is rescued by the other version; the agent halts it, for all
 // agents, and goes back.
 func TestBadVersionIsHaltedAndRescued(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	good, bad := w.Key(), w.Key()
@@ -130,7 +131,7 @@ func TestBadVersionIsHaltedAndRescued(t *testing.T) {
 	c := w.Config(st, p)
 	c.Rotation = "{grace: 60s}"
 	a := w.Start(c)
-	l := e2etest.StartLoad(t, rate, w.Ways(a, p)...)
+	l := e2etest.StartLoad(t, light, w.Ways(a, p)...)
 	l.More(500 * time.Millisecond)
 
 	st.Put("openai", bad)

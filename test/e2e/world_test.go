@@ -31,10 +31,11 @@ var stores = map[string]func(*world) keyStore{
 	"sealed": func(w *world) keyStore { return w.Sealed() },
 }
 
-// onBothStores tells a story once for each kind of store.
+// onBothStores tells a story once for each kind of store, side by side.
 func onBothStores(t *testing.T, story func(*testing.T, *world, keyStore)) {
 	for name, open := range stores {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			story(t, w, open(w))
 		})
