@@ -24,6 +24,7 @@ import (
 // server, on keys that are known. No output, no log, nothing that the store holds
 // beside the keys, and nothing that the processes show of themselves has one.
 func TestCanaryOfTheCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
 	var all []string
@@ -36,7 +37,7 @@ func TestCanaryOfTheCommands(t *testing.T) {
 	op := w.console(st, cfg, "security", "devops")
 	st.Policy("staging-devops", op.must("", "policy", "--role", "devops", "--with", "validate"))
 	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
-	m, _ := w.server(st, op, p)
+	m := w.server(st, op, p)
 	ids := []string{w.Path("secret-id"), w.Path("server-secret-id")}
 	h := newHunt(append(all, token)...)
 	for _, file := range ids {

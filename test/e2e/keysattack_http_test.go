@@ -21,8 +21,14 @@ import (
 	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
-// server starts a server without issuers on a Vault, with the rights of its role.
-func (w *world) server(st *vaultStore, op *console, providers ...*provider) (*manager, string) {
+// server starts a server without issuers on a Vault, with the rights of its role, and waits until it is ready.
+func (w *world) server(st *vaultStore, op *console, providers ...*provider) *manager {
+	w.T.Helper()
+	return w.serverUnder(nil, st, op, providers...)
+}
+
+// serverUnder is server with its command line behind another one's (a tracer's, or a shell's).
+func (w *world) serverUnder(prefix []string, st *vaultStore, op *console, providers ...*provider) *manager {
 	w.T.Helper()
 	st.Policy("server", op.must("", "policy", "--role", "server"))
 	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
@@ -37,10 +43,15 @@ func (w *world) server(st *vaultStore, op *console, providers ...*provider) (*ma
 	e2etest.Write(w.T, file, fmt.Sprintf(`version: 1
 environment: staging
 server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
-store: {vault: {address: %q, poll: 1s, auth: {approle: {role_id: %s, secret_id_file: server-secret-id}}}}
+store: %s
 providers: [%s]
-`, st.Front.URL, role, strings.Join(entries, ", ")))
-	return w.manager(file, roots), file
+`, st.With(fmt.Sprintf("approle: {role_id: %s, secret_id_file: server-secret-id}", role)), strings.Join(entries, ", ")))
+	m := w.manager(file, roots, prefix...)
+	agenttest.Eventually(w.T, 20*time.Second, "the server is ready", func() bool {
+		status, _ := m.ask("", "GET", "/readyz", "")
+		return status == http.StatusOK
+	})
+	return m
 }
 
 // The API, asked by somebody who means no good: nothing that is wrong is taken,
@@ -52,12 +63,8 @@ func TestServerUnderAttack(t *testing.T) {
 	st.Put("openai", live)
 	p := w.Provider("openai", fake.Options{Keys: []string{live}})
 	op := w.console(st, w.Config(st, p), "security", "devops")
-	m, _ := w.server(st, op, p)
+	m := w.server(st, op, p)
 	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
-	agenttest.Eventually(t, 20*time.Second, "the server is ready", func() bool {
-		status, _ := m.ask(token, "GET", "/readyz", "")
-		return status == http.StatusOK
-	})
 	key := w.Key()
 	id := "staging." + e2etest.ProxyID + ".openai"
 	for name, c := range wrongRequests(token, key, id) {

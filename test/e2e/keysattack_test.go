@@ -142,7 +142,7 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 	c := w.Config(st, p, other)
 	c.Store = st.Shared()
 	lead, sec := w.console(st, c, "team-lead"), w.console(st, c, "security")
-	m, _ := w.server(st, lead, p, other)
+	m := w.server(st, lead, p, other)
 	a := w.Start(c)
 	l := e2etest.StartLoad(t, light, way{Name: "route", Client: w.Client(nil), URL: a.URL("/openai/v1/chat/completions")})
 	token := strings.TrimPrefix(lead.env[len(lead.env)-1], "VAULT_TOKEN=")

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,11 +69,12 @@ func (w *world) certificate() *x509.CertPool {
 	return pool
 }
 
-// manager starts a server on a configuration.
-func (w *world) manager(file string, roots *x509.CertPool) *manager {
+// manager starts a server on a configuration, its command line behind another one's.
+func (w *world) manager(file string, roots *x509.CertPool, prefix ...string) *manager {
 	w.T.Helper()
 	m := &manager{w: w, done: make(chan struct{}), log: &agenttest.Buffer{}}
-	m.cmd = exec.Command(agenttest.Binary(w.T), "server", "-c", file)
+	args := slices.Concat(prefix, []string{agenttest.Binary(w.T), "server", "-c", file})
+	m.cmd = exec.Command(args[0], args[1:]...)
 	m.cmd.Env, m.cmd.Stderr, m.cmd.Stdout = agenttest.Env(w.Dir), m.log, m.log
 	if err := m.cmd.Start(); err != nil {
 		w.T.Fatal(err)

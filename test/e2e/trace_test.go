@@ -6,62 +6,43 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/postern-proxy/postern/agent/agenttest"
+	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
 
-// Every file that the agent and `keys add` open for writing, and every byte
-// that they write, as the kernel saw it: no key, and nothing outside the places
-// that the configuration names.
+// Every file that the agent and the commands that manage keys open for writing,
+// and every byte that they write, as the kernel saw it: no key, and nothing
+// outside the places that the configuration names.
 func TestNoFileHoldsTheKey(t *testing.T) {
 	t.Parallel()
-	const name = "system calls of the agent"
-	strace, err := tracer()
+	tr, err := newTracing(t)
 	if err != nil {
-		agenttest.NotRun(t, name, err)
+		agenttest.NotRun(t, "system calls of the agent", err)
 		return
 	}
 	w := newWorld(t)
 	key, next := w.Key(), w.Key()
 	p := w.Provider("openai", fake.Options{Keys: []string{key, next}})
 	st := w.Sealed()
-	h := newHunt(key, next)
-	traces := t.TempDir()
-	traced := func(what string) (prefix []string, file string) {
-		file = filepath.Join(traces, what)
-		return []string{strace, "-f", "-qq", "-y", "-xx", "-s", "65535", "-e", "trace=%file,write,pwrite64,writev,pwritev,pwritev2,sendfile,splice", "-o", file}, file
-	}
-	var calls []call
-	add := func(what, key string) {
-		prefix, file := traced(what)
-		args := append(prefix[1:], agenttest.Binary(t), "keys", "add", "openai", "-c", st.File)
-		cmd := exec.Command(prefix[0], args...)
-		cmd.Env, cmd.Stdin = agenttest.Env(w.Dir), strings.NewReader(key+"\n")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("keys add under strace: %v\n%s", err, out)
-		}
-		calls = append(calls, readTrace(t, file)...)
-	}
-	add("first", key)
 	c := w.Config(st, p)
 	c.More = "log: {level: debug}"
-	c.Rotation = "{grace: 2s}"
-	prefix, file := traced("agent")
-	a := agenttest.StartUnder(t, prefix, w.Dir, c.YAML())
-	pid := child(t, a.PID())
+	op := w.console(st, c)
+	tr.must(op, key, "keys add openai")
+	a := agenttest.StartUnder(t, tr.prefix(), w.Dir, c.YAML())
 	a.Ready(t)
 	ask := func() {
 		for _, y := range w.Ways(a, p) {
@@ -69,34 +50,124 @@ func TestNoFileHoldsTheKey(t *testing.T) {
 		}
 	}
 	ask()
-	add("second", next)
-	agenttest.Eventually(t, 30*time.Second, "the old version is out of use", func() bool { return e2etest.Version(t, a, "openai", 1).State == "retired" })
-	ask()
-	h.process(t, "the agent", pid)
-	syscall.Kill(pid, syscall.SIGTERM)
-	e2etest.Await(t, a.Done(), 40*time.Second, "the agent's end")
-	calls = append(calls, readTrace(t, file)...)
-
-	changed := map[string]bool{}
-	for _, c := range calls {
-		h.look("a call of "+c.name, c.text)
-		for _, path := range c.changes {
-			changed[path] = true
-			if !w.configured(path) {
-				t.Errorf("%s of %s, which no configuration names", c.name, path)
-			}
-		}
+	tr.must(op, next, "keys rotate openai --grace 1s")
+	if v := e2etest.Version(t, a, "openai", 2); v.State != "active" {
+		t.Errorf("after the rotation the agent's version 2 is %q", v.State)
 	}
+	ask()
+	tr.must(op, "", "keys validate openai")
+	tr.must(op, "", "keys schedule openai --every 30d")
+	tr.must(op, "", "keys revoke openai --now --reason drill")
+	h := newHunt(key, next)
+	h.process(t, "the agent", a.PID())
+	a.Stop(t)
+
+	changed := tr.look(h, w.configured)
 	for _, want := range []string{"postern.sealed", "postern.key", "audit.jsonl", "ca/ca.pem"} {
-		if !slices.ContainsFunc(calls, func(c call) bool {
-			return slices.ContainsFunc(c.changes, func(p string) bool { return strings.HasPrefix(p, w.Path(want)) })
-		}) {
+		if !slices.ContainsFunc(changed, func(p string) bool { return strings.HasPrefix(p, w.Path(want)) }) {
 			t.Errorf("the trace does not show that %s was written: %v", want, changed)
 		}
 	}
-	t.Logf("%d calls, %d files opened for writing", len(calls), len(changed))
 	h.files(t, w.Dir)
 	h.report(t)
+}
+
+// The same of the server, and of the commands, on a Vault that speaks TLS: they write to no file at all.
+func TestNoFileHoldsTheKeyOfVault(t *testing.T) {
+	t.Parallel()
+	tr, err := newTracing(t)
+	if err != nil {
+		agenttest.NotRun(t, "system calls of the server", err)
+		return
+	}
+	w := newWorld(t)
+	first, second, third := w.Key(), w.Key(), w.Key()
+	p := w.Provider("openai", fake.Options{Keys: []string{first, second, third}})
+	st := w.Vault(vaulttest.Options{TLS: true})
+	op := w.console(st, w.Config(st, p), "security", "devops")
+	st.Policy("staging-devops", op.must("", "policy", "--role", "devops", "--with", "validate"))
+	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
+	tr.must(op, first, "keys add openai")
+	m := w.serverUnder(tr.prefix(), st, op, p)
+	path := "/v1/provider-keys/staging." + e2etest.ProxyID + ".openai"
+	if status, body := m.ask(token, "POST", path+"/rotate", fmt.Sprintf(`{"api_key":%q,"grace":"1s"}`, second)); status != http.StatusAccepted {
+		t.Errorf("rotate: %d %s", status, body)
+	}
+	agenttest.Eventually(t, 60*time.Second, "the server ends the rotation", func() bool { return op.state("openai", 1) == "destroyed" })
+	if status, body := m.ask(token, "POST", path+"/validate", ""); status != http.StatusOK {
+		t.Errorf("validate: %d %s", status, body)
+	}
+	tr.must(op, third, "keys rotate openai --grace 1s")
+	tr.must(op, "", "keys validate openai")
+	tr.must(op, "", "keys schedule openai --every 30d")
+	tr.must(op, "", "keys revoke openai --now --reason drill")
+	h := newHunt(first, second, third, token)
+	m.cmd.Process.Signal(syscall.SIGTERM)
+	e2etest.Await(t, m.done, 40*time.Second, "the server's end")
+
+	tr.look(h, func(path string) bool { return path == os.DevNull })
+	h.files(t, w.Dir)
+	h.files(t, filepath.Dir(op.file))
+	h.report(t)
+}
+
+// tracing is of processes: every file that they open for writing, and every byte that they write.
+type tracing struct {
+	t      *testing.T
+	strace string
+	files  []string
+}
+
+func newTracing(t *testing.T) (*tracing, error) {
+	path, err := tracer()
+	return &tracing{t: t, strace: path}, err
+}
+
+// prefix stands before the command line of a process that is to be traced; the
+// process stays the caller's child.
+func (tr *tracing) prefix() []string {
+	file := filepath.Join(tr.t.TempDir(), "trace")
+	tr.files = append(tr.files, file)
+	return []string{tr.strace, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", "65535", "-o", file,
+		"-e", "trace=%file,write,pwrite64,writev,pwritev,pwritev2,sendfile,splice,sendto,sendmsg,sendmmsg"}
+}
+
+// must runs a command that has to succeed.
+func (tr *tracing) must(op *console, key, line string) {
+	tr.t.Helper()
+	args := slices.Concat(tr.prefix(), []string{agenttest.Binary(tr.t), "-c", op.file}, strings.Fields(line))
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env, cmd.Stdin = op.env, strings.NewReader(key+"\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tr.t.Errorf("postern %s under strace: %v\n%s", line, err, out)
+	}
+}
+
+// look searches the traces. It returns the files that were changed; each must be one that may be.
+func (tr *tracing) look(h *hunt, may func(path string) bool) []string {
+	tr.t.Helper()
+	var changed []string
+	n := 0
+	for _, file := range tr.files {
+		calls := readTrace(tr.t, file)
+		if !slices.ContainsFunc(calls, func(c call) bool { return c.name == "write" }) {
+			tr.t.Errorf("%s shows no write", file)
+		}
+		n += len(calls)
+		for _, c := range calls {
+			h.look("a call of "+c.name, c.text)
+			for _, path := range c.changes {
+				if !slices.Contains(changed, path) {
+					changed = append(changed, path)
+				}
+				if !may(path) {
+					tr.t.Errorf("%s of %s, which no configuration names", c.name, path)
+				}
+			}
+		}
+	}
+	tr.t.Logf("%d calls of %d processes, %d files changed", n, len(tr.files), len(changed))
+	return changed
 }
 
 // configured reports whether the configuration names a path as one to write.
@@ -169,20 +240,10 @@ func tracer() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w; `apt-get install strace` as root installs it", err)
 	}
-	if out, err := exec.Command(path, "-qq", "-o", os.DevNull, "true").CombinedOutput(); err != nil {
+	if out, err := exec.Command(path, "-D", "-qq", "-o", os.DevNull, "true").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("strace may not trace here: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return path, nil
-}
-
-// child is the one child of a process.
-func child(t *testing.T, pid int) int {
-	t.Helper()
-	n, err := strconv.Atoi(strings.TrimSpace(string(e2etest.Read(t, fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)))))
-	if err != nil {
-		t.Fatalf("the tracer's child: %v", err)
-	}
-	return n
 }
 
 // call is one system call.

@@ -60,9 +60,16 @@ func (w *World) On(v *vaulttest.Vault, mount string, token map[string]any) *Vaul
 	return s
 }
 
-// YAML leads the agent to what stands before Vault.
-func (s *VaultStore) YAML() string {
-	return fmt.Sprintf("{vault: {address: %q, poll: 1s, auth: {%s}}}", s.Front.URL, s.Auth)
+// YAML leads the agent to Vault.
+func (s *VaultStore) YAML() string { return s.With(s.Auth) }
+
+// With is the store for a configuration that logs in so: what stands before
+// Vault, or, where it speaks TLS, itself.
+func (s *VaultStore) With(auth string) string {
+	if s.CAFile != "" {
+		return fmt.Sprintf("{vault: {address: %q, ca_file: %q, poll: 1s, auth: {%s}}}", s.Address, s.CAFile, auth)
+	}
+	return fmt.Sprintf("{vault: {address: %q, poll: 1s, auth: {%s}}}", s.Front.URL, auth)
 }
 
 // KeyPath is where a key lies.
@@ -113,7 +120,7 @@ func (s *SealedStore) Put(name, key string) int {
 
 // Shared is YAML with files named so that an agent in any folder can use it.
 func (s *VaultStore) Shared() string {
-	return fmt.Sprintf("{vault: {address: %q, poll: 1s, auth: {%s}}}", s.Front.URL, strings.Replace(s.Auth, "secret-id", s.dir+"/secret-id", 1))
+	return s.With(strings.Replace(s.Auth, "secret-id", s.dir+"/secret-id", 1))
 }
 
 func (s *SealedStore) Shared() string {
