@@ -36,7 +36,7 @@ func TestCanaryOfTheCommands(t *testing.T) {
 	cfg.Rotation = "{grace: 2s}"
 	op := w.console(st, cfg, "security", "devops")
 	st.Policy("staging-devops", op.must("", "policy", "--role", "devops", "--with", "validate"))
-	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
+	token := w.Secret(op.token())
 	m := w.server(st, op, p)
 	ids := []string{w.Path("secret-id"), w.Path("server-secret-id")}
 	h := newHunt(append(all, token)...)

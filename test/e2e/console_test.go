@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,6 +47,11 @@ func (w *world) console(st keyStore, c config, roles ...string) *console {
 		o.env = append(o.env, "VAULT_TOKEN="+v.Token(vaulttest.TokenOptions{Policies: policies}))
 	}
 	return o
+}
+
+// token is the operator's, on Vault.
+func (o *console) token() string {
+	return strings.TrimPrefix(o.env[len(o.env)-1], "VAULT_TOKEN=")
 }
 
 // auditor is a console that may compare the record of operations with what Vault itself recorded.
@@ -100,8 +106,14 @@ type command struct {
 
 func (o *console) start(stdin string, args ...string) *command {
 	o.w.T.Helper()
-	args = append(args, "-c", o.file)
-	c := &command{Cmd: exec.Command(agenttest.Binary(o.w.T), args...), t: o.w.T, line: strings.Join(args, " "), done: make(chan struct{})}
+	return o.startUnder(nil, stdin, args...)
+}
+
+// startUnder is start with the command line behind another one's (a shell's that sets limits and execs).
+func (o *console) startUnder(prefix []string, stdin string, args ...string) *command {
+	o.w.T.Helper()
+	line := slices.Concat(prefix, []string{agenttest.Binary(o.w.T)}, args, []string{"-c", o.file})
+	c := &command{Cmd: exec.Command(line[0], line[1:]...), t: o.w.T, line: strings.Join(args, " "), done: make(chan struct{})}
 	c.Env, c.Stdin = o.env, strings.NewReader(stdin)
 	c.Stdout, c.Stderr = &c.out, &c.said
 	if err := c.Start(); err != nil {

@@ -64,7 +64,7 @@ func TestServerUnderAttack(t *testing.T) {
 	p := w.Provider("openai", fake.Options{Keys: []string{live}})
 	op := w.console(st, w.Config(st, p), "security", "devops")
 	m := w.server(st, op, p)
-	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
+	token := w.Secret(op.token())
 	key := w.Key()
 	id := "staging." + e2etest.ProxyID + ".openai"
 	for name, c := range wrongRequests(token, key, id) {

@@ -145,7 +145,7 @@ func TestEntriesForgedWithARoleToken(t *testing.T) {
 	m := w.server(st, lead, p, other)
 	a := w.Start(c)
 	l := e2etest.StartLoad(t, light, way{Name: "route", Client: w.Client(nil), URL: a.URL("/openai/v1/chat/completions")})
-	token := strings.TrimPrefix(lead.env[len(lead.env)-1], "VAULT_TOKEN=")
+	token := lead.token()
 	pod := st.Token(vaulttest.TokenOptions{Policies: []string{"agent"}})
 	write := func(token, path string, data any) {
 		t.Helper()

@@ -122,7 +122,7 @@ func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 	next := w.Key()
 	p.Allow(next)
 	op.must(next+"\n", "keys", "rotate", "whole", "--now", "-o", "json")
-	token := strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN=")
+	token := op.token()
 	writes := hunter.writes[token]
 	t.Logf("a rotation is %d writes:\n%s", writes, strings.Join(hunter.lines[token], "\n"))
 	if writes > most || writes < 5 {
@@ -160,7 +160,7 @@ func TestRotateKilledBetweenAnyTwoWrites(t *testing.T) {
 
 // story kills one rotation and has it resumed. It returns how that ended.
 func (v *assassin) story(victim, op *console, name, key string, tg target) string {
-	token := strings.TrimPrefix(victim.env[len(victim.env)-1], "VAULT_TOKEN=")
+	token := victim.token()
 	var mu sync.Mutex
 	var cmd *command
 	tg.kill = func() {

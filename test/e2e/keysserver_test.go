@@ -176,7 +176,7 @@ providers: [%s]
 issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]
 `, st.Front.URL, role, p.providers[0].Entry(""), vendor.URL()))
 	one, two := w.manager(file, roots), w.manager(file, roots)
-	token := strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN=")
+	token := op.token()
 
 	// The body of the documentation creates a key.
 	seed := w.Key()

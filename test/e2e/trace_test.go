@@ -86,7 +86,7 @@ func TestNoFileHoldsTheKeyOfVault(t *testing.T) {
 	st := w.Vault(vaulttest.Options{TLS: true})
 	op := w.console(st, w.Config(st, p), "security", "devops")
 	st.Policy("staging-devops", op.must("", "policy", "--role", "devops", "--with", "validate"))
-	token := w.Secret(strings.TrimPrefix(op.env[len(op.env)-1], "VAULT_TOKEN="))
+	token := w.Secret(op.token())
 	tr.must(op, first, "keys add openai")
 	m := w.serverUnder(tr.prefix(), st, op, p)
 	path := "/v1/provider-keys/staging." + e2etest.ProxyID + ".openai"
