@@ -273,7 +273,7 @@ func TestForgedAcknowledgements(t *testing.T) {
 	put(under+"eternal", map[string]string{"agent": "eternal", "at": "9999-01-01T00:00:00Z", "keys": `{"openai":{"to":{"number":2},"to_state":"pending","from_state":"active","reason":""}}`})
 	put(under+"odd name ü%2F..", map[string]string{"agent": "\x1b[2J\x1b[31mroot\n", "at": "9999-01-01T00:00:00Z", "keys": `{"openai":{"to":{"number":2},"to_state":"pending","from_state":"active","reason":"\u001b]0;x\u0007"}}`})
 	put(under+"deep", map[string]string{"agent": "deep", "at": noon.Format(time.RFC3339), "keys": `{"openai":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`})
-	for n := range 400 {
+	for n := range 100 {
 		put(fmt.Sprintf("acks/prod/px_acme/e-%d/many", n), map[string]string{"agent": "many", "at": noon.Format(time.RFC3339Nano), "keys": "{}"})
 	}
 	rot, err := ada.Rotate(t.Context(), "openai", g.value(key(2)), RotateOptions{})

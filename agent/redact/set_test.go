@@ -229,7 +229,7 @@ func TestChangesWhileScanning(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer stop.Store(true)
-		for i := range 150 {
+		for i := range 50 {
 			v, err := secret.New([]byte(fmt.Sprintf("changing-key-%010d", i)))
 			if err != nil {
 				t.Error(err)
@@ -241,7 +241,7 @@ func TestChangesWhileScanning(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if i == 75 {
+			if i == 25 {
 				s.Retire(retired)
 			}
 			if s.Mask([]byte(fmt.Sprintf("x changing-key-%010d", i)), WhereLog) != 1 {

@@ -324,9 +324,9 @@ func drive(t *testing.T, data []byte) {
 }
 
 func TestWhateverHappens(t *testing.T) {
-	for seed := range uint64(600) {
+	for seed := range uint64(200) {
 		r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 7})
-		data := make([]byte, 50+seed%700)
+		data := make([]byte, 50+seed*7%700)
 		r.Read(data)
 		drive(t, data)
 		if t.Failed() {
