@@ -10,6 +10,8 @@
 package e2e_test
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"testing"
 
@@ -17,10 +19,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", fmt.Sprint(parallel)) // they mostly wait, whatever the number of processors
 	code := m.Run()
 	agenttest.Cleanup()
 	os.Exit(code)
 }
+
+// parallel is how many stories run at a time, of those that run beside others.
+const parallel = 4
 
 // The load of the stories, requests a second. Those that run beside others have a light one.
 const (

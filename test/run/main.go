@@ -69,7 +69,7 @@ func parts() []part {
 		{name: "tools", cmd: []string{"go", "run", "./test/tools/cmd/tools"}},
 		{name: "race detector", need: func() string { return race }},
 		{name: "packages", cmd: append(slices.Clone(test), "./agent/...", "./config/...", "./cmd/...", "./test/tools/...", "./test/run/...")},
-		{name: "end to end", cmd: append(slices.Clone(outside), "-p=1", "-parallel=4", "./test/e2e/...")}, // one package at a time: each loads the machine; most stories wait most of the time
+		{name: "end to end", cmd: append(slices.Clone(outside), "-p=1", "./test/e2e/...")}, // one package at a time: each loads the machine
 		{name: "wall", cmd: append(slices.Clone(outside), "./test/wall/...")},
 		{name: "framing", cmd: append(slices.Clone(outside), "./test/framing/...")},
 		{name: "documents", cmd: append(slices.Clone(outside), "./test/docs/...")},
