@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -222,8 +223,8 @@ func TestTheTraceShowsAWrite(t *testing.T) {
 	}
 }
 
-// tracer is strace, installed where that is allowed.
-func tracer() (string, error) {
+// tracer is strace, installed once where that is allowed.
+var tracer = sync.OnceValues(func() (string, error) {
 	if runtime.GOOS != "linux" {
 		return "", errors.New("strace is Linux's")
 	}
@@ -244,7 +245,7 @@ func tracer() (string, error) {
 		return "", fmt.Errorf("strace may not trace here: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return path, nil
-}
+})
 
 // call is one system call.
 type call struct {
