@@ -37,13 +37,14 @@ func TestNoCoreDump(t *testing.T) {
 	st.Put("other", keys[1])
 	cfg := w.Config(st, p, other)
 	op := w.console(st, cfg, "devops")
+	file, roots := w.serverConfig(st, op, "", p, other)
 	unlimited := []string{"sh", "-c", `cd "$0" && export GOTRACEBACK=crash && ulimit -S -c "$(ulimit -H -c)" && exec "$@"`, w.Dir}
 	h := newHunt(keys...)
 	for i, how := range []string{"as it limits itself", "with its limit raised from outside"} {
 		a := agenttest.StartUnder(t, unlimited, w.Dir, cfg.YAML())
 		a.Ready(t)
 		w.Ways(a, p)[0].Must(t)
-		m := w.serverUnder(unlimited, st, op, p, other)
+		m := w.manager(file, roots, unlimited...)
 		name := []string{"openai", "other"}[i]
 		cmd := op.startUnder(unlimited, keys[2+i]+"\n", "keys", "rotate", name, "--ramp", "10:10m")
 		agenttest.Eventually(t, 30*time.Second, "the rotation waits", func() bool {

@@ -14,45 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/test/e2e/e2etest"
 )
-
-// server starts a server without issuers on a Vault, with the rights of its role, and waits until it is ready.
-func (w *world) server(st *vaultStore, op *console, providers ...*provider) *manager {
-	w.T.Helper()
-	return w.serverUnder(nil, st, op, providers...)
-}
-
-// serverUnder is server with its command line behind another one's (a tracer's, or a shell's).
-func (w *world) serverUnder(prefix []string, st *vaultStore, op *console, providers ...*provider) *manager {
-	w.T.Helper()
-	st.Policy("server", op.must("", "policy", "--role", "server"))
-	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
-	role, _ := st.Do("GET", "auth/approle/role/server/role-id", nil)["role_id"].(string)
-	id, _ := st.Do("POST", "auth/approle/role/server/secret-id", nil)["secret_id"].(string)
-	e2etest.Write(w.T, w.Path("server-secret-id"), id+"\n")
-	var entries []string
-	for _, p := range providers {
-		entries = append(entries, p.Entry(""))
-	}
-	roots, file := w.certificate(), w.Path("server.yaml")
-	e2etest.Write(w.T, file, fmt.Sprintf(`version: 1
-environment: staging
-server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
-store: %s
-providers: [%s]
-`, st.With(fmt.Sprintf("approle: {role_id: %s, secret_id_file: server-secret-id}", role)), strings.Join(entries, ", ")))
-	m := w.manager(file, roots, prefix...)
-	agenttest.Eventually(w.T, 20*time.Second, "the server is ready", func() bool {
-		status, _ := m.ask("", "GET", "/readyz", "")
-		return status == http.StatusOK
-	})
-	return m
-}
 
 // The API, asked by somebody who means no good: nothing that is wrong is taken,
 // nothing that is asked is repeated, and it goes on serving.

@@ -69,7 +69,8 @@ func (w *world) certificate() *x509.CertPool {
 	return pool
 }
 
-// manager starts a server on a configuration, its command line behind another one's.
+// manager starts a server on a configuration, its command line behind another
+// one's (a tracer's, or a shell's), and waits until it is ready.
 func (w *world) manager(file string, roots *x509.CertPool, prefix ...string) *manager {
 	w.T.Helper()
 	m := &manager{w: w, done: make(chan struct{}), log: &agenttest.Buffer{}}
@@ -102,7 +103,70 @@ func (w *world) manager(file string, roots *x509.CertPool, prefix ...string) *ma
 	})
 	m.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	w.T.Cleanup(m.http.CloseIdleConnections)
+	agenttest.Eventually(w.T, 20*time.Second, "the server is ready", func() bool {
+		status, _ := m.ask("", "GET", "/readyz", "")
+		return status == http.StatusOK
+	})
 	return m
+}
+
+// server starts a server without issuers on a Vault.
+func (w *world) server(st *vaultStore, op *console, providers ...*provider) *manager {
+	w.T.Helper()
+	file, roots := w.serverConfig(st, op, "", providers...)
+	return w.manager(file, roots)
+}
+
+// serverConfig writes a server's configuration, with lines of the caller's; it
+// has the rights of its role. The roots are those of its certificate.
+func (w *world) serverConfig(st *vaultStore, op *console, more string, providers ...*provider) (file string, roots *x509.CertPool) {
+	w.T.Helper()
+	st.Policy("server", op.must("", "policy", "--role", "server"))
+	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
+	role, _ := st.Do("GET", "auth/approle/role/server/role-id", nil)["role_id"].(string)
+	id, _ := st.Do("POST", "auth/approle/role/server/secret-id", nil)["secret_id"].(string)
+	e2etest.Write(w.T, w.Path("server-secret-id"), id+"\n")
+	var entries []string
+	for _, p := range providers {
+		entries = append(entries, p.Entry(""))
+	}
+	roots, file = w.certificate(), w.Path("server.yaml")
+	e2etest.Write(w.T, file, fmt.Sprintf(`version: 1
+environment: staging
+server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
+store: %s
+providers: [%s]
+%s
+`, st.With(fmt.Sprintf("approle: {role_id: %s, secret_id_file: server-secret-id}", role)), strings.Join(entries, ", "), more))
+	return file, roots
+}
+
+// vendor is where a server makes keys of OpenAI's, which are then live at the
+// providers given; the line is for the server's configuration.
+func (w *world) vendor(st *vaultStore, providers ...*provider) (v *issuers.Server, line string) {
+	w.T.Helper()
+	admin := w.Secret("sk-admin-" + rand.Text() + rand.Text())
+	v, err := issuers.New(issuers.Options{
+		Kind: "openai", Admin: admin,
+		OnIssue: func(_, key string) {
+			w.Secret(key)
+			for _, p := range providers {
+				p.Allow(key)
+			}
+		},
+		OnRevoke: func(_, key string) {
+			for _, p := range providers {
+				p.Revoke(key)
+			}
+		},
+	})
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	w.T.Cleanup(func() { v.Close() })
+	e2etest.Write(w.T, w.Path("vendor.pem"), string(v.CAPEM()))
+	st.KVPut("secret/postern/issuers/staging/openai", map[string]string{"api_key": admin})
+	return v, fmt.Sprintf("issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]", v.URL())
 }
 
 // ask sends a request with a Vault token; no answer may hold a secret.
@@ -139,42 +203,12 @@ func TestManagedRotation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	st := w.Vault(vaulttest.Options{})
-	first, admin := w.Key(), w.Secret("sk-admin-"+rand.Text()+rand.Text())
+	first := w.Key()
 	st.Put("openai", first)
 	p, op := w.duo(st, 100, fake.Options{Keys: []string{first}}, "devops", "security")
 
-	vendor, err := issuers.New(issuers.Options{
-		Kind: "openai", Admin: admin,
-		OnIssue: func(_, key string) {
-			w.Secret(key)
-			p.allow(key)
-		},
-		OnRevoke: func(_, key string) {
-			for _, f := range p.providers {
-				f.Revoke(key)
-			}
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { vendor.Close() })
-	e2etest.Write(t, w.Path("vendor.pem"), string(vendor.CAPEM()))
-	st.KVPut("secret/postern/issuers/staging/openai", map[string]string{"api_key": admin})
-	st.Policy("server", op.must("", "policy", "--role", "server"))
-	st.Do("POST", "auth/approle/role/server", map[string]any{"token_policies": "server", "token_ttl": "1h"})
-	role, _ := st.Do("GET", "auth/approle/role/server/role-id", nil)["role_id"].(string)
-	id, _ := st.Do("POST", "auth/approle/role/server/secret-id", nil)["secret_id"].(string)
-	e2etest.Write(t, w.Path("server-secret-id"), id+"\n")
-	roots := w.certificate()
-	file := w.Path("server.yaml")
-	e2etest.Write(t, file, fmt.Sprintf(`version: 1
-environment: staging
-server: {listen: "127.0.0.1:0", cert_file: server.crt, key_file: server.key}
-store: {vault: {address: %q, poll: 1s, auth: {approle: {role_id: %s, secret_id_file: server-secret-id}}}}
-providers: [%s]
-issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]
-`, st.Front.URL, role, p.providers[0].Entry(""), vendor.URL()))
+	vendor, line := w.vendor(st, p.providers[:]...)
+	file, roots := w.serverConfig(st, op, line, p.providers[0])
 	one, two := w.manager(file, roots), w.manager(file, roots)
 	token := op.token()
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/postern-proxy/postern/agent/agenttest"
 	"github.com/postern-proxy/postern/agent/agenttest/vaulttest"
-	issuers "github.com/postern-proxy/postern/agent/issuer/fake"
 	"github.com/postern-proxy/postern/agent/provider/fake"
 	"github.com/postern-proxy/postern/agent/server"
 	postern "github.com/postern-proxy/postern/config"
@@ -83,21 +82,6 @@ func TestRolesAgentAtWork(t *testing.T) {
 	notRefused(t, e2etest.History(a))
 }
 
-// vendor makes keys that a provider then accepts. Its root is in vendor.pem.
-func (w *world) vendor(p *provider, admin string) *issuers.Server {
-	w.T.Helper()
-	v, err := issuers.New(issuers.Options{
-		Kind: "openai", Admin: admin,
-		OnIssue: func(_, key string) { p.Allow(key) }, OnRevoke: func(_, key string) { p.Revoke(key) },
-	})
-	if err != nil {
-		w.T.Fatal(err)
-	}
-	w.T.Cleanup(func() { v.Close() })
-	e2etest.Write(w.T, w.Path("vendor.pem"), string(v.CAPEM()))
-	return v
-}
-
 // serve runs a management server until the test ends.
 func (w *world) serve(file string) *agenttest.Buffer {
 	w.T.Helper()
@@ -129,16 +113,13 @@ func TestRolesServerAtWork(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	p := w.Provider("openai", fake.Options{})
-	admin := w.Secret("sk-admin-0123456789abcdefghijklmnop")
-	vendor := w.vendor(p, admin)
 	v := w.Vault(vaulttest.Options{})
+	vendor, line := w.vendor(v, p)
 	v.Do("POST", "auth/approle/role/agent", map[string]any{"token_policies": "server", "token_no_default_policy": true, "token_ttl": "1h"})
-	v.KVPut("secret/postern/issuers/staging/openai", map[string]string{"api_key": admin})
 	vaulttest.NewCA(t).IssueClient(t, "localhost", w.Path("cert.pem"), w.Path("key.pem"))
 	c := w.Config(v, p)
 	c.Rotation = "{grace: 2s}"
-	c.More = fmt.Sprintf(`server: {listen: "127.0.0.1:0", cert_file: cert.pem, key_file: key.pem}
-issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuers/openai, base_url: %q, ca_file: vendor.pem}]`, vendor.URL())
+	c.More = `server: {listen: "127.0.0.1:0", cert_file: cert.pem, key_file: key.pem}` + "\n" + line
 	file := w.Path("server.yaml")
 	e2etest.Write(t, file, c.YAML())
 	as := func(token, stdin string, args ...string) string {

@@ -89,7 +89,9 @@ func TestNoFileHoldsTheKeyOfVault(t *testing.T) {
 	st.Policy("staging-devops", op.must("", "policy", "--role", "devops", "--with", "validate"))
 	token := w.Secret(op.token())
 	tr.must(op, first, "keys add openai")
-	m := w.serverUnder(tr.prefix(), st, op, p)
+	vendor, line := w.vendor(st, p)
+	file, roots := w.serverConfig(st, op, line, p)
+	m := w.manager(file, roots, tr.prefix()...)
 	path := "/v1/provider-keys/staging." + e2etest.ProxyID + ".openai"
 	if status, body := m.ask(token, "POST", path+"/rotate", fmt.Sprintf(`{"api_key":%q,"grace":"1s"}`, second)); status != http.StatusAccepted {
 		t.Errorf("rotate: %d %s", status, body)
@@ -99,13 +101,17 @@ func TestNoFileHoldsTheKeyOfVault(t *testing.T) {
 		t.Errorf("validate: %d %s", status, body)
 	}
 	tr.must(op, third, "keys rotate openai --grace 1s")
+	tr.must(op, "", "keys rotate openai --managed --now")
+	if n := len(vendor.Live()); n != 1 {
+		t.Errorf("%d keys are live at the vendor", n)
+	}
 	tr.must(op, "", "keys validate openai")
 	tr.must(op, "", "keys schedule openai --every 30d")
 	tr.must(op, "", "keys revoke openai --now --reason drill")
-	h := newHunt(first, second, third, token)
 	m.cmd.Process.Signal(syscall.SIGTERM)
 	e2etest.Await(t, m.done, 40*time.Second, "the server's end")
 
+	h := newHunt(w.Secrets...) // what the vendor made, too
 	tr.look(h, func(path string) bool { return path == os.DevNull })
 	h.files(t, w.Dir)
 	h.files(t, filepath.Dir(op.file))
