@@ -139,6 +139,7 @@ func (t *trip) begin(c *session, up *upstream.Conn) {
 	t.c, t.up, t.h2, t.sending, t.wrote = c, up, nil, nil, false
 	t.r, t.w, t.from, t.failed, t.left, t.over = 0, 0, 0, nil, 0, false
 	t.res.Reset()
+	t.dec.Extensions = true
 	t.dec.Reset()
 }
 

@@ -107,7 +107,7 @@ var interim = regexp.MustCompile(`^\S* 1\d\d`)
 // finalAnswer reads past interim answers to the one that counts.
 func finalAnswer(b []byte, method string, ended bool) (m message, n int, err error) {
 	for {
-		m, took, err := readAnswer(b[n:], method, ended)
+		m, took, err := readAnswer(b[n:], method, ended, true)
 		if err != nil || m.status() >= 200 {
 			return m, n + took, err
 		}

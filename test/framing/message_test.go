@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,8 @@ type message struct {
 	body     []byte
 	trailers []field
 	untilEOF bool // an answer whose end is the connection's
+
+	extensions bool // chunks may have some
 }
 
 type field struct{ name, value string }
@@ -101,8 +104,9 @@ func readRequest(b []byte) (m message, n int, err error) {
 }
 
 // readAnswer takes one answer to a request with this method off b; ended says
-// that nothing will follow b.
-func readAnswer(b []byte, method string, ended bool) (m message, n int, err error) {
+// that nothing will follow b. Chunk extensions are for a provider, not for the agent.
+func readAnswer(b []byte, method string, ended, extensions bool) (m message, n int, err error) {
+	m.extensions = extensions
 	h, err := m.head(b)
 	if err != nil {
 		return m, 0, err
@@ -170,10 +174,14 @@ func (m *message) chunks(b []byte) (n int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if len(line) == 0 || len(line) > 15 || strings.Trim(line, "0123456789abcdefABCDEF") != "" {
+		digits := line
+		if parts := sizeLine.FindStringSubmatch(line); m.extensions && parts != nil && len(parts[2]) <= 1<<10 {
+			digits = parts[1]
+		}
+		if len(digits) == 0 || len(digits) > 15 || strings.Trim(digits, "0123456789abcdefABCDEF") != "" {
 			return 0, fmt.Errorf("chunk size %.40q", line)
 		}
-		size, _ := strconv.ParseInt(line, 16, 64)
+		size, _ := strconv.ParseInt(digits, 16, 64)
 		if n += took; size == 0 {
 			m.trailers, took, err = takeFields(b[n:])
 			return n + took, err
@@ -193,6 +201,14 @@ func (m *message) chunks(b []byte) (n int, err error) {
 		n += 2
 	}
 }
+
+// sizeLine is a chunk's size and its extensions (RFC 9112 section 7.1.1).
+var sizeLine = func() *regexp.Regexp {
+	const blanks, token = `[ \t]*`, "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+	const quoted = `"(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[^\x00-\x08\x0a-\x1f\x7f])*"`
+	value := "(?:" + token + "|" + quoted + ")"
+	return regexp.MustCompile("^([0-9a-fA-F]+)((?:" + blanks + ";" + blanks + token + "(?:" + blanks + "=" + blanks + value + ")?)*)$")
+}()
 
 // takeLine takes a line that ends in CRLF and holds no other CR or LF.
 func takeLine(b []byte) (line string, n int, err error) {

@@ -214,7 +214,7 @@ func readAnswers(b []byte, methods []string) ([]message, error) {
 		if len(got) < len(methods) {
 			method = methods[len(got)]
 		}
-		m, n, err := readAnswer(b, method, true)
+		m, n, err := readAnswer(b, method, true, false)
 		if err == errIncomplete {
 			return got, nil
 		}

@@ -149,7 +149,7 @@ func (l *link) read() {
 		if len(l.answers) < len(l.requests) {
 			method = l.requests[len(l.answers)].method()
 		}
-		m, n, err := readAnswer(l.answered, method, l.replyEnd)
+		m, n, err := readAnswer(l.answered, method, l.replyEnd, false)
 		if err == errIncomplete {
 			break
 		}

@@ -1,20 +1,27 @@
 package h1
 
+import "bytes"
+
 // Chunked reads a chunked body (RFC 9112 section 7.1) as it comes, in pieces
-// cut anywhere. Chunk extensions are refused: nobody needs them, and parsers
-// differ on them. Trailers are checked and dropped. The zero value is at a
-// body's beginning.
+// cut anywhere. Trailers are checked and dropped. The zero value is at a body's
+// beginning.
 type Chunked struct {
+	// Extensions has chunk extensions checked and dropped, as whoever receives them
+	// must (RFC 9112 section 7.1.1); else they are refused. Requests can do without,
+	// and where two servers read them differently one request hides in another.
+	Extensions bool
+
 	state  chunkState
 	left   int64  // of the chunk
 	digits int    // of the chunk's size
-	held   []byte // of a trailer section that has not come whole
+	held   []byte // of extensions or a trailer section that have not come whole
 }
 
 type chunkState uint8
 
 const (
 	inSize chunkState = iota
+	inExtensions
 	inSizeLF
 	inData
 	inDataCR
@@ -24,7 +31,7 @@ const (
 )
 
 // Reset puts c at a body's beginning.
-func (c *Chunked) Reset() { *c = Chunked{held: c.held[:0]} }
+func (c *Chunked) Reset() { *c = Chunked{Extensions: c.Extensions, held: c.held[:0]} }
 
 // Ended reports whether the body's end has come.
 func (c *Chunked) Ended() bool { return c.state == ended }
@@ -44,8 +51,12 @@ func (c *Chunked) Next(b []byte) (data []byte, n int, err error) {
 			if c.left -= int64(k); c.left == 0 {
 				c.state = inDataCR
 			}
-		case inTrailers:
-			k, err := c.trailers(b[n:])
+		case inExtensions, inTrailers:
+			take := c.trailers
+			if c.state == inExtensions {
+				take = c.extensions
+			}
+			k, err := take(b[n:])
 			if err != nil {
 				return b[:kept], n, err
 			}
@@ -94,11 +105,15 @@ const (
 	errChunk = Error("a chunk is longer than its size")
 )
 
-// size takes a byte of a chunk's first line: hexadecimal digits and nothing else.
+// size takes a byte of a chunk's first line: hexadecimal digits, and behind them
+// extensions where they may be.
 func (c *Chunked) size(b byte) error {
 	switch {
 	case b == '\r' && c.digits > 0:
 		c.state = inSizeLF
+		return nil
+	case c.Extensions && c.digits > 0 && (b == ';' || b == ' ' || b == '\t'):
+		c.state, c.held = inExtensions, append(c.held[:0], b)
 		return nil
 	case c.digits == 15:
 		return errSize
@@ -114,6 +129,61 @@ func (c *Chunked) size(b byte) error {
 	c.left = c.left<<4 | int64(b)
 	c.digits++
 	return nil
+}
+
+// maxExtensions is the most that a chunk's extensions may be, in bytes.
+const maxExtensions = 1 << 10
+
+// extensions takes what belongs to a chunk's extensions: up to the end of the line,
+// for a quoted string has no line end in it.
+func (c *Chunked) extensions(b []byte) (int, error) {
+	n := bytes.IndexByte(b, '\r')
+	whole := n >= 0
+	if !whole {
+		n = len(b)
+	}
+	if len(c.held)+n > maxExtensions {
+		return 0, errLong
+	}
+	c.held = append(c.held, b[:n]...)
+	if !whole {
+		return n, early(c.held, 0)
+	}
+	ok := extensions(c.held)
+	clear(c.held) // they may repeat a key
+	if !ok {
+		return 0, errExtension
+	}
+	c.state = inSizeLF
+	return n + 1, nil
+}
+
+const errExtension = Error("a chunk extension that is neither ;name nor ;name=value")
+
+// extensions reports whether b is *( BWS ";" BWS name [ BWS "=" BWS value ] ).
+func extensions(b []byte) bool {
+	for len(b) > 0 {
+		b = skipBlanks(b)
+		if len(b) == 0 || b[0] != ';' {
+			return false
+		}
+		b = skipBlanks(b[1:])
+		n := tokenLength(b)
+		if n == 0 {
+			return false
+		}
+		b = b[n:]
+		rest := skipBlanks(b)
+		if len(rest) == 0 || rest[0] != '=' {
+			continue
+		}
+		b = skipBlanks(rest[1:])
+		if n = valueLength(b); n == 0 {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
 }
 
 // trailers takes what belongs to the trailer section. Fields that frame or

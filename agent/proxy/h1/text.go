@@ -1,5 +1,7 @@
 package h1
 
+import "bytes"
+
 // What a byte may be part of.
 const (
 	isToken = 1 << iota // RFC 9110 section 5.6.2
@@ -31,14 +33,38 @@ var folded = func() (t [256]byte) {
 	return t
 }()
 
-func token(b []byte) bool {
-	for _, c := range b {
+func token(b []byte) bool { return len(b) > 0 && tokenLength(b) == len(b) }
+
+// tokenLength is how many bytes at b's beginning are a token.
+func tokenLength(b []byte) int {
+	for i, c := range b {
 		if chars[c]&isToken == 0 {
-			return false
+			return i
 		}
 	}
-	return len(b) > 0
+	return len(b)
 }
+
+// valueLength is how many bytes at b's beginning are a token or a quoted string
+// (RFC 9110 section 5.6.4), 0 where neither is there.
+func valueLength(b []byte) int {
+	if len(b) == 0 || b[0] != '"' {
+		return tokenLength(b)
+	}
+	for i := 1; i < len(b) && chars[b[i]]&isText != 0; i++ {
+		switch b[i] {
+		case '"':
+			return i + 1
+		case '\\':
+			if i++; i == len(b) || chars[b[i]]&isText == 0 {
+				return 0
+			}
+		}
+	}
+	return 0
+}
+
+func skipBlanks(b []byte) []byte { return bytes.TrimLeft(b, " \t") }
 
 func text(b []byte) bool {
 	for _, c := range b {
