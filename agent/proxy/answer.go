@@ -8,7 +8,6 @@ import (
 	"github.com/postern-proxy/postern/agent/provider"
 	"github.com/postern-proxy/postern/agent/proxy/h1"
 	"github.com/postern-proxy/postern/agent/redact"
-	"github.com/postern-proxy/postern/agent/secret"
 	"github.com/postern-proxy/postern/agent/upstream"
 )
 
@@ -46,7 +45,6 @@ func (x *exchange) respond() {
 		err = x.copyBody(x.c.scrub, chunked)
 		if hits := x.c.scrub.Hits() - before; hits > 0 {
 			x.masked += hits
-			secret.Wipe(*t.in) // where pieces were moved, something of it may stand twice
 		}
 	}
 	if err != nil {

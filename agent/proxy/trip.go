@@ -56,8 +56,9 @@ func borrow(n int) *[]byte {
 	return &b
 }
 
-// giveBack ends what borrow began.
+// giveBack ends what borrow began. What was in it may have been a key, or repeat one.
 func giveBack(b *[]byte) {
+	secret.Wipe(*b)
 	switch len(*b) {
 	case smallBuf:
 		smallPool.Put(b)
@@ -140,7 +141,6 @@ func (t *trip) begin(c *session, up *upstream.Conn) {
 	t.r, t.w, t.from, t.failed, t.left, t.over = 0, 0, 0, nil, 0, false
 	t.res.Reset()
 	t.dec.Extensions = true
-	t.dec.Reset()
 }
 
 // writeRequest writes the head with the key in it, and the body where it is
@@ -151,11 +151,7 @@ func (x *exchange) writeRequest(up *upstream.Conn) error {
 		size = all
 	}
 	buf := borrow(size)
-	dirty := len(*buf)
-	defer func() {
-		secret.Wipe((*buf)[:dirty])
-		giveBack(buf)
-	}()
+	defer giveBack(buf)
 	out, err := x.appendHead((*buf)[:0])
 	if err != nil {
 		return errAttach{err}
@@ -168,7 +164,6 @@ func (x *exchange) writeRequest(up *upstream.Conn) error {
 		out, rest = append(out, rest...), nil
 		out = x.appendBodyEnd(out)
 	}
-	dirty = len(out)
 	n, err := up.Write(out)
 	x.trip.wrote = n > 0
 	if err != nil || rest == nil {
@@ -311,9 +306,6 @@ func (t *trip) discard() {
 			break
 		}
 	}
-	if t.in != nil {
-		secret.Wipe(*t.in) // it may repeat the key
-	}
 	t.end()
 }
 
@@ -347,6 +339,7 @@ func (t *trip) end() {
 		giveBack(t.in)
 		t.in = nil
 	}
+	t.dec.Reset()
 	t.res.Status = 0
 }
 

@@ -30,8 +30,11 @@ const (
 	ended
 )
 
-// Reset puts c at a body's beginning.
-func (c *Chunked) Reset() { *c = Chunked{Extensions: c.Extensions, held: c.held[:0]} }
+// Reset puts c at a body's beginning, and leaves nothing of what it held.
+func (c *Chunked) Reset() {
+	clear(c.held)
+	*c = Chunked{Extensions: c.Extensions, held: c.held[:0]}
+}
 
 // Ended reports whether the body's end has come.
 func (c *Chunked) Ended() bool { return c.state == ended }

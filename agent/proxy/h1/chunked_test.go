@@ -101,6 +101,27 @@ func TestChunksWritten(t *testing.T) {
 	}
 }
 
+// Of an extension or a trailer, which may repeat a key, nothing is left: neither
+// when it was taken nor when it broke off.
+func TestNothingIsLeft(t *testing.T) {
+	const key = "sk-proj-fake-0123456789"
+	for _, raw := range []string{
+		"5;a=" + key + "\r\nhello\r\n0\r\n\r\n", "0\r\nX: " + key + "\r\n\r\n", "5;a=" + key + " \r\n",
+		"5;a=" + key, "0\r\nX: " + key, "0\r\nX : " + key + "\r\n\r\n",
+	} {
+		c := Chunked{Extensions: true}
+		for _, b := range []byte(raw) {
+			if _, _, err := c.Next([]byte{b}); err != nil {
+				break
+			}
+		}
+		c.Reset()
+		if held := c.held[:cap(c.held)]; bytes.Contains(held, []byte(key[8:])) || len(held) == 0 {
+			t.Errorf("%q: %q", raw, held)
+		}
+	}
+}
+
 // FuzzChunked: what ends properly, net/http reads as the same, however it was cut,
 // and what is taken without extensions is taken where they may be.
 func FuzzChunked(f *testing.F) {
