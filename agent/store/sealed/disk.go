@@ -89,6 +89,27 @@ func stampOf(f *os.File, info fs.FileInfo) (stamp, error) {
 	return s, nil
 }
 
+// glance is what can be seen of the file without opening it. Every change of the
+// file changes it, for nobody can set a change time, unless two come within one
+// unit of the file system's time.
+type glance struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime time.Time
+}
+
+// coarse is more than any file system's unit of time and a file server's clock is off.
+const coarse = 10 * time.Second
+
+// glanceAt is the glance at a file that has not changed for so long that its next
+// change will show; else the zero glance.
+func glanceAt(info fs.FileInfo, coarse time.Duration) glance {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && time.Since(ctime(st)) > coarse {
+		return glance{uint64(st.Dev), st.Ino, info.Size(), info.ModTime(), ctime(st)}
+	}
+	return glance{}
+}
+
 // readAll reads a file of at most maxFile bytes.
 func readAll(f *os.File) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
@@ -230,20 +251,60 @@ func readKeyFile(path string) (*secret.Value, error) {
 		return nil, &fault{path, fmt.Sprintf("is a key file that others than its owner may use (mode %04o)", mode),
 			"chmod 600 it; if others could read it, seal the keys anew with a new one", store.ErrUnauthenticated, nil}
 	}
-	text := make([]byte, 128)
-	defer secret.Wipe(text)
-	n, err := io.ReadFull(f, text)
-	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
-		return nil, system(path, "read", err)
+	var failed error
+	text, err := secret.Make(128, func(b []byte) (n int) {
+		n, failed = io.ReadFull(f, b)
+		return n
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMemory, err)
 	}
-	key := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
-	defer secret.Wipe(key)
-	got, err := base64.StdEncoding.Strict().Decode(key, bytes.TrimSpace(text[:n]))
-	if err != nil || got != keySize {
+	defer text.Destroy()
+	if failed != nil && failed != io.ErrUnexpectedEOF && failed != io.EOF {
+		return nil, system(path, "read", failed)
+	}
+	key, err := unbase64(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMemory, err)
+	}
+	if key.Len() != keySize {
+		key.Destroy()
 		return nil, &fault{path, fmt.Sprintf("is no key file: it must hold %d random bytes in base64 and nothing else", keySize),
 			"restore it from a backup", store.ErrUnauthenticated, ErrWrongKey}
 	}
-	return newValue(key[:keySize])
+	return key, nil
+}
+
+// unbase64 decodes a text from arena to arena; what is no base64 is an empty Value.
+func unbase64(text *secret.Value) (v *secret.Value, err error) {
+	text.Use(func(b []byte) {
+		b = bytes.TrimSpace(b)
+		v, err = secret.Make(base64.StdEncoding.DecodedLen(len(b)), func(dst []byte) int {
+			n, err := base64.StdEncoding.Strict().Decode(dst, b)
+			if err != nil {
+				return 0
+			}
+			return n
+		})
+	})
+	return v, err
+}
+
+// newKeyText is what a new key file holds.
+func newKeyText() (*secret.Value, error) {
+	key, err := secret.Make(keySize, func(b []byte) int {
+		rand.Read(b)
+		return len(b)
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer key.Destroy()
+	return secret.Make(base64.StdEncoding.EncodedLen(keySize)+1, func(b []byte) int {
+		key.Use(func(k []byte) { base64.StdEncoding.Encode(b, k) })
+		b[len(b)-1] = '\n'
+		return len(b)
+	})
 }
 
 // ensureKeyFile makes a key file unless one is there, and never changes one. The
@@ -257,12 +318,13 @@ func (d *disk) ensureKeyFile(path string) error {
 	if err := d.step("make key directory", func() error { return os.MkdirAll(dir, 0o700) }); err != nil {
 		return system(dir, "created", err)
 	}
-	key := make([]byte, keySize)
-	defer secret.Wipe(key)
-	rand.Read(key)
-	text := append(base64.StdEncoding.AppendEncode(make([]byte, 0, 64), key), '\n')
-	defer secret.Wipe(text)
-	f, err := d.writeTemp(path, text, "key")
+	text, err := newKeyText()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errMemory, err)
+	}
+	defer text.Destroy()
+	var f *os.File
+	text.Use(func(b []byte) { f, err = d.writeTemp(path, b, "key") })
 	if err != nil {
 		return system(path, "created", err)
 	}

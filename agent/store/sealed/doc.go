@@ -39,7 +39,8 @@
 // replace it: a temporary file beside it, 0600, synced, renamed, directory
 // synced. A kill between any two steps leaves the old file or the new one, and
 // at most a temporary file that the next writer removes. Readers take no lock:
-// they read the file again when it changed. Neither file nor lock is ever
+// they read the file again when it changed, and open it only where a glance
+// at its size and times does not tell that it has not. Neither file nor lock is ever
 // followed through a symbolic link; the key file may be one (mounted
 // Kubernetes secrets are), because it is only read.
 //

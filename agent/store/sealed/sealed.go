@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
@@ -44,6 +45,7 @@ type Store struct {
 	now           func() time.Time
 	disk          disk
 	lockWait      time.Duration
+	coarse        time.Duration // the constant, but for tests
 
 	writer chan struct{} // holds one token: this process's writers queue here and do not poll the lock
 
@@ -53,6 +55,7 @@ type Store struct {
 	keys       *keys         // from the first time the file was there; never replaced
 	doc        *document     // never nil; generation 0 means no file yet
 	stamp      stamp
+	glance     glance // at the file as it was when stamp was last found to be right; zero where that was too early
 }
 
 var (
@@ -63,7 +66,7 @@ var (
 // Open opens a store. A file that exists is read, unlocked and verified here.
 // The error wraps one of package store's reasons and names the file.
 func Open(o Options) (*Store, error) {
-	s := &Store{create: o.Create, now: o.Now, lockWait: 30 * time.Second, writer: make(chan struct{}, 1), doc: &document{}}
+	s := &Store{create: o.Create, now: o.Now, lockWait: 30 * time.Second, coarse: coarse, writer: make(chan struct{}, 1), doc: &document{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -159,6 +162,9 @@ func (s *Store) load() (*document, *keys, error) {
 	if s.closed {
 		return nil, nil, s.explain(errClosed)
 	}
+	if s.same() {
+		return s.doc, s.keys, nil
+	}
 	f, info, err := openFile(s.file, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		if s.doc.Generation > 0 {
@@ -174,18 +180,31 @@ func (s *Store) load() (*document, *keys, error) {
 	if err != nil {
 		return nil, nil, system(s.file, "read", err)
 	}
-	if s.doc.Generation > 0 && st == s.stamp {
-		return s.doc, s.keys, nil
+	if s.doc.Generation == 0 || st != s.stamp {
+		data, err := readAll(f)
+		if err != nil {
+			return nil, nil, system(s.file, "read", err)
+		}
+		if err := s.accept(data, st); err != nil {
+			return nil, nil, err
+		}
 	}
-	data, err := readAll(f)
-	if err != nil {
-		return nil, nil, system(s.file, "read", err)
+	s.glance = glanceAt(info, s.coarse)
+	return s.doc, s.keys, nil
+}
+
+// same reports whether a glance at the file tells that it is as it was: an agent
+// looks for each of its keys, and opening the file costs more than all the rest.
+func (s *Store) same() bool {
+	if s.glance == (glance{}) {
+		return false
 	}
-	return s.accept(data, st)
+	info, err := os.Lstat(s.file)
+	return err == nil && glanceAt(info, s.coarse) == s.glance
 }
 
 // accept verifies a file's bytes and makes them the current state. On an error nothing changes.
-func (s *Store) accept(data []byte, st stamp) (*document, *keys, error) {
+func (s *Store) accept(data []byte, st stamp) error {
 	k := s.keys
 	doc, err := parse(data, func(h header) (*keys, error) {
 		if k != nil {
@@ -205,15 +224,15 @@ func (s *Store) accept(data []byte, st stamp) (*document, *keys, error) {
 		if k != s.keys {
 			k.destroy()
 		}
-		return nil, nil, s.explain(err)
+		return s.explain(err)
 	}
 	s.install(doc, k, st)
-	return doc, k, nil
+	return nil
 }
 
 // install makes a verified document the current one; s.mu is held.
 func (s *Store) install(doc *document, k *keys, st stamp) {
-	s.doc, s.keys, s.stamp = doc, k, st
+	s.doc, s.keys, s.stamp, s.glance = doc, k, st, glance{}
 	s.passphrase.Destroy()
 }
 
