@@ -63,6 +63,11 @@ type Set struct {
 
 	mu      sync.Mutex // guards entries and the making of snapshots
 	entries []*Entry
+
+	coming struct { // those that Add has made and no snapshot has
+		sync.Mutex
+		entries []*Entry
+	}
 }
 
 // Entry is one value known to a Set.
@@ -72,6 +77,8 @@ type Entry struct {
 	bytes   *secret.Value // all forms; destroyed by Retire
 	marks   *secret.Value // per form: its words' hashes and its MAC
 	retired atomic.Int64  // Unix nanoseconds; 0 while live
+	done    bool          // a snapshot has it, or err says why none has; guarded by Set.mu
+	err     error
 }
 
 // Label is what the value was added under.
@@ -116,7 +123,8 @@ func New(o Options) (*Set, error) {
 // Add makes v known: when it returns, v is found. It keeps what it needs of v,
 // which stays the caller's. publicPrefix is the part of v that is no secret
 // (as "sk-proj-"); as far as v does not begin with it, it is ignored. Values of
-// fewer than MinValue or more than MaxValue bytes are refused.
+// fewer than MinValue or more than MaxValue bytes are refused. Calls that come
+// together share one snapshot, so that a thousand keys do not take a thousand.
 func (s *Set) Add(l Label, v *secret.Value, publicPrefix string) (*Entry, error) {
 	if n := v.Len(); n < MinValue || n > MaxValue {
 		return nil, fmt.Errorf("redact: value of %s version %d: %d bytes; only values of %d to %d bytes can be recognised", l.Key, l.Version, n, MinValue, MaxValue)
@@ -125,12 +133,7 @@ func (s *Set) Add(l Label, v *secret.Value, publicPrefix string) (*Entry, error)
 	err := errors.New("it was destroyed before")
 	v.Use(func(raw []byte) { err = s.fill(e, raw, commonPrefix(raw, publicPrefix)) })
 	if err == nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.entries = append(s.entries, e)
-		if err = s.rebuild(s.prune()); err != nil {
-			s.entries = s.entries[:len(s.entries)-1] // it is the last one still
-		}
+		err = s.enter(e)
 	}
 	if err != nil {
 		e.bytes.Destroy()
@@ -138,6 +141,32 @@ func (s *Set) Add(l Label, v *secret.Value, publicPrefix string) (*Entry, error)
 		return nil, fmt.Errorf("redact: value of %s version %d: %w", l.Key, l.Version, err)
 	}
 	return e, nil
+}
+
+// enter makes a snapshot with e and all others that wait for one, unless who came
+// before has taken e along.
+func (s *Set) enter(e *Entry) error {
+	s.coming.Lock()
+	s.coming.entries = append(s.coming.entries, e)
+	s.coming.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.done {
+		return e.err
+	}
+	s.coming.Lock()
+	all := s.coming.entries
+	s.coming.entries = nil
+	s.coming.Unlock()
+	s.entries = append(s.entries, all...)
+	err := s.rebuild(s.prune())
+	if err != nil {
+		s.entries = s.entries[:len(s.entries)-len(all)] // they are the last ones still
+	}
+	for _, e := range all {
+		e.done, e.err = true, err
+	}
+	return err
 }
 
 func commonPrefix(raw []byte, prefix string) int {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -326,4 +327,40 @@ func TestManyValues(t *testing.T) {
 			t.Errorf("%.1f %% of the filter's bits are set", 100*share)
 		}
 	})
+}
+
+// Values that are added together are known together: a snapshot for each of a
+// thousand keys would make an agent's start a matter of minutes.
+func TestAddsShareASnapshot(t *testing.T) {
+	s := newSet(t, Options{})
+	const n = 50
+	var known [n]*snapshot // when Add had returned
+	s.mu.Lock()            // a snapshot is being made
+	var wg sync.WaitGroup
+	for i := range n {
+		v := value(t, fmt.Sprintf("sk-proj-fake-%040d", i))
+		wg.Go(func() {
+			if _, err := s.Add(Label{"k", i}, v, "sk-proj-"); err != nil {
+				t.Error(err)
+			}
+			known[i] = s.snap.Load()
+		})
+	}
+	for waiting := 0; waiting < n; runtime.Gosched() {
+		s.coming.Lock()
+		waiting = len(s.coming.entries)
+		s.coming.Unlock()
+	}
+	s.mu.Unlock()
+	wg.Wait()
+	for i, sn := range known {
+		if sn == nil || sn != known[0] {
+			t.Errorf("value %d has a snapshot of its own", i)
+		}
+	}
+	for i := range n {
+		if s.Mask(fmt.Appendf(nil, "sk-proj-fake-%040d", i), WhereResponse) != 1 {
+			t.Errorf("value %d is not known", i)
+		}
+	}
 }
