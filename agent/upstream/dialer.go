@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,6 +64,9 @@ type Dialer struct {
 	through func(*url.URL) (*url.URL, error) // NO_PROXY's rules; nil URL: direct
 	roots   *x509.CertPool                   // nil: the system's
 	extra   []byte
+
+	mu    sync.Mutex
+	pools map[string]*x509.CertPool // by what a ca_file holds: the system's roots are many, and so may providers be
 }
 
 // New checks the options and makes a Dialer.
@@ -234,14 +238,32 @@ type TransportOptions struct {
 
 // clientTLS is how a provider's certificates are verified.
 func (d *Dialer) clientTLS(o TransportOptions) (*tls.Config, error) {
-	roots := d.roots
-	if len(o.CAFile) > 0 {
-		var err error
-		if roots, err = pool(d.extra, o.CAFile); err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
+	roots, err := d.rootsWith(o.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
 	}
 	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, nil
+}
+
+// rootsWith is the Dialer's roots and a ca_file's, made once for each content.
+func (d *Dialer) rootsWith(caFile []byte) (*x509.CertPool, error) {
+	if len(caFile) == 0 {
+		return d.roots, nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if roots := d.pools[string(caFile)]; roots != nil {
+		return roots, nil
+	}
+	roots, err := pool(d.extra, caFile)
+	if err != nil {
+		return nil, err
+	}
+	if d.pools == nil {
+		d.pools = map[string]*x509.CertPool{}
+	}
+	d.pools[string(caFile)] = roots
+	return roots, nil
 }
 
 // Transport makes the provider's connection pool. TLS is always verified

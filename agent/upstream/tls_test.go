@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -161,5 +162,23 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Location") != elsewhere.URL {
 		t.Errorf("%s to %q", resp.Status, resp.Header.Get("Location"))
+	}
+}
+
+// The system's roots are many: a thousand providers with one ca_file share one set of them.
+func TestOneCAFileIsReadOnce(t *testing.T) {
+	d, ca, other := dialer(t, Options{}), newAuthority(t).pem(), newAuthority(t).pem()
+	roots := func(caFile []byte) *x509.CertPool {
+		c, err := d.clientTLS(TransportOptions{CAFile: caFile})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.RootCAs
+	}
+	if roots(ca) != roots(bytes.Clone(ca)) {
+		t.Error("the same file makes two sets")
+	}
+	if roots(ca).Equal(roots(other)) || roots(ca) == roots(nil) {
+		t.Error("different files make one set")
 	}
 }
