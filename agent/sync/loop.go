@@ -177,10 +177,10 @@ func (l *Loop) look() {
 			if err != nil {
 				l.revoke(seen.record)
 				l.blind(err)
+				l.publish()
 			} else {
 				l.saw(seen)
 			}
-			l.publish()
 		}
 	})
 }
@@ -201,7 +201,18 @@ func (l *Loop) saw(seen sight) {
 	l.looked, l.lastContact = true, now
 	l.leases = seen.leases
 	l.step(rotation.Observed{Now: l.now(), Versions: seen.versions, Record: seen.record, Halts: seen.halts})
-	l.nextLook = now.Add(l.every())
+	l.nextLook = l.together(now.Add(l.every()))
+}
+
+// groups is how often within poll a process looks at most, however many keys it
+// has: to wake up for each of a thousand costs more than the look.
+const groups = 20
+
+// together is t or the moment next to it at which other Loops of this process
+// look. Those of another process look at others.
+func (l *Loop) together(t time.Time) time.Time {
+	d := t.Sub(l.o.Metrics.made)
+	return t.Add(d.Round(l.o.Poll/groups) - d)
 }
 
 // revoke ends what a record says is revoked, of a look that failed otherwise.

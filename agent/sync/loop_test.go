@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -400,4 +401,29 @@ func TestAShortOutageDelaysLittle(t *testing.T) {
 			})
 		}
 	}
+}
+
+// However many keys there are, looks begin at few moments: each is one that the
+// process wakes up for.
+func TestLooksComeInGroups(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.store.write(keyPath, key(1))
+		loops := make([]*agent, 100)
+		for i := range loops {
+			loops[i] = r.start(func(o *Options) { o.Rand = rand.Float64 })
+			pass(time.Duration(rand.Int64N(int64(100 * time.Millisecond)))) // agents load keys as it comes
+		}
+		pass(time.Minute)
+		moments := map[time.Time]bool{}
+		for _, a := range loops {
+			moments[a.Status().LastContact] = true
+		}
+		// The last looks lie within 1.2 × poll.
+		if most := groups*12/10 + 1; len(moments) > most {
+			t.Errorf("%d keys were looked at at %d moments, want at most %d", len(loops), len(moments), most)
+		}
+		if len(moments) < groups/2 {
+			t.Errorf("%d moments: the looks are not spread over poll", len(moments))
+		}
+	})
 }

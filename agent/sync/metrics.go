@@ -2,6 +2,7 @@ package sync
 
 import (
 	stdsync "sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -16,6 +17,8 @@ type Metrics struct {
 	rotations *prometheus.CounterVec
 	probes    *prometheus.CounterVec
 	acks      *prometheus.CounterVec
+
+	made time.Time // from when on Loops count the moments at which they look together
 
 	mu    stdsync.Mutex
 	loops []*Loop // in the order they were started
@@ -48,6 +51,7 @@ func newMetrics() *Metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	m := &Metrics{
+		made:      time.Now(),
 		reads:     counter("postern_store_reads_total", "Looks into the store and loads of versions, by outcome: ok or the kind of trouble.", "outcome"),
 		rotations: counter("postern_rotations_total", "What became of versions: promoted, rejected, rolled_back, revoked.", "key", "outcome"),
 		probes:    counter("postern_key_probes_total", "Probes of versions, by verdict: live, dead, unknown.", "key", "verdict"),
