@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/postern-proxy/postern/agent/keys"
 	"github.com/postern-proxy/postern/agent/secret"
@@ -34,6 +35,21 @@ func (s *stage) flatPeers() ([]*peer, error) {
 		peers = append(peers, &peer{name: c.name, proc: p, addr: addr, path: c.path})
 	}
 	return peers, nil
+}
+
+// looks is longer than two of an agent's looks into its store are apart.
+const looks = 15 * time.Second
+
+// idle measures what each peer does while nobody asks.
+func idle(peers []*peer) {
+	before := make([]time.Duration, len(peers))
+	for i, p := range peers {
+		before[i] = p.proc.cpu()
+	}
+	time.Sleep(looks)
+	for i, p := range peers {
+		p.idle = micros(p.proc.cpu()-before[i]) / looks.Seconds()
+	}
 }
 
 func (s *stage) manyProviders(key string) string {

@@ -143,18 +143,22 @@ func (r *results) streamsRound(s *stage, o options) error {
 	return nil
 }
 
-// flatRound measures what many providers and keys cost a request.
+// flatRound measures what many providers and keys cost a request: what an agent
+// does by itself, asked or not, is measured before and counted apart.
 func (r *results) flatRound(s *stage, o options) error {
 	var err error
 	if r.flat, err = s.flatPeers(); err != nil {
 		return err
 	}
+	time.Sleep(looks) // the first ones are over
+	idle(r.flat)
 	for round := range o.rounds {
 		for _, p := range r.flat {
 			got, err := s.load(p, o.requests, o.conns)
 			if err != nil {
 				return err
 			}
+			got.cpu -= p.idle / got.rate
 			p.many = append(p.many, got)
 		}
 		fmt.Fprintf(os.Stderr, "providers and keys: round %d of %d\n", round+1, o.rounds)

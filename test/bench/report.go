@@ -111,6 +111,12 @@ func (r *results) markdown() string {
 			}
 		}
 	}
+	if len(r.flat) > 0 {
+		fmt.Fprintf(&b, "\nMany providers and keys\n\n| | CPU µs a request | CPU ms a second, idle |\n|---|---|---|\n")
+		for _, p := range r.flat {
+			fmt.Fprintf(&b, "| %s | %.1f | %.1f |\n", p.name, median(of(p.many, cpu)), p.idle/1e3)
+		}
+	}
 	return b.String()
 }
 

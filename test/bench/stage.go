@@ -21,7 +21,8 @@ type peer struct {
 	connect bool     // through CONNECT, else by a path
 	addr    string
 	path    string
-	stream  string // path of a stream; "" where none is asked for
+	stream  string  // path of a stream; "" where none is asked for
+	idle    float64 // µs of CPU a second while nobody asks; known where many keys are compared
 	many    []sample
 	one     []sample
 	streams []streamed
