@@ -159,6 +159,7 @@ func (x *exchange) copyBody(st *redact.Stream, chunked bool) error {
 				return errClient
 			}
 			x.c.rest()
+			x.trip.rest()
 		}
 		data, end, err := x.trip.next()
 		if err != nil {

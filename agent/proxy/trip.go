@@ -31,8 +31,10 @@ type trip struct {
 	over   bool  // the answer's end was reached
 }
 
-// Buffers. What is read with a small one and fills it goes on with a large one.
+// Buffers. What is read with a small one and fills it goes on with a large one;
+// a stream that has nothing to say waits with a tiny one.
 const (
+	tinyBuf   = 1 << 10
 	smallBuf  = 4 << 10
 	largeBuf  = 32 << 10
 	shortBody = 32 << 10
@@ -42,11 +44,13 @@ func bufs(size int) *sync.Pool {
 	return &sync.Pool{New: func() any { b := make([]byte, size); return &b }}
 }
 
-var smallPool, largePool = bufs(smallBuf), bufs(largeBuf)
+var tinyPool, smallPool, largePool = bufs(tinyBuf), bufs(smallBuf), bufs(largeBuf)
 
 // borrow gives a buffer of at least n bytes.
 func borrow(n int) *[]byte {
 	switch {
+	case n <= tinyBuf:
+		return tinyPool.Get().(*[]byte)
 	case n <= smallBuf:
 		return smallPool.Get().(*[]byte)
 	case n <= largeBuf:
@@ -60,6 +64,8 @@ func borrow(n int) *[]byte {
 func giveBack(b *[]byte) {
 	secret.Wipe(*b)
 	switch len(*b) {
+	case tinyBuf:
+		tinyPool.Put(b)
 	case smallBuf:
 		smallPool.Put(b)
 	case largeBuf:
@@ -250,7 +256,7 @@ func (t *trip) next() (data []byte, end bool, err error) {
 	}
 	for {
 		if t.r == t.w {
-			if t.w == len(*t.in) && t.w == smallBuf {
+			if t.w == len(*t.in) && t.w < largeBuf {
 				t.r, t.w = 0, 0
 				t.grow(largeBuf)
 			}
@@ -287,6 +293,17 @@ func (t *trip) next() (data []byte, end bool, err error) {
 
 // atHand reports whether next need not wait.
 func (t *trip) atHand() bool { return t.r < t.w }
+
+// rest is called before a wait for more of the body, when the head is passed on:
+// its buffer is of use to others.
+func (t *trip) rest() {
+	if t.h2 == nil && len(*t.in) == smallBuf {
+		secret.Wipe((*t.in)[:t.w]) // the head may repeat the key
+		giveBack(t.in)
+		t.in = borrow(tinyBuf)
+		t.r, t.w, t.from = 0, 0, 0
+	}
+}
 
 // bodiless reports whether no body follows the answer's head.
 func (t *trip) bodiless() bool { return t.res.Length == 0 && !t.res.Chunked }

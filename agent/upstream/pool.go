@@ -5,9 +5,18 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
+)
+
+// A handshake leaves some 50 KiB of garbage, certificates and secrets of the
+// connection among it, and a collector that waits for as much again as is in use
+// leaves it there. So after a burst of them it is called.
+const (
+	burst    = 32
+	calmTime = time.Second // without another
 )
 
 // askAfter is how long a connection may wait before it is asked whether it is
@@ -26,6 +35,8 @@ type Pool struct {
 	hosts  map[string]*Host
 	closed bool
 	sweep  *time.Timer // runs while anything is idle
+	fresh  int         // handshakes of this burst
+	calm   *time.Timer // ends the burst; nil before the first
 }
 
 // Pool makes a provider's pool. TLS is always verified against the name that is
@@ -143,7 +154,33 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 		return nil, explain(h.hostport, err)
 	}
 	c.Conn = secure
+	h.pool.shook()
 	return c, nil
+}
+
+// shook counts a handshake and puts off the burst's end.
+func (p *Pool) shook() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fresh++
+	switch {
+	case p.closed:
+	case p.calm == nil:
+		p.calm = time.AfterFunc(calmTime, p.collect)
+	default:
+		p.calm.Reset(calmTime)
+	}
+}
+
+// collect ends a burst.
+func (p *Pool) collect() {
+	p.mu.Lock()
+	n := p.fresh
+	p.fresh = 0
+	p.mu.Unlock()
+	if n >= burst {
+		debug.FreeOSMemory()
+	}
 }
 
 // loopback reports a literal loopback address.
@@ -284,8 +321,10 @@ func (p *Pool) Renew() {
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true
-	if p.sweep != nil {
-		p.sweep.Stop()
+	for _, t := range []*time.Timer{p.sweep, p.calm} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	for _, h := range p.hosts {
 		h.mu.Lock()
