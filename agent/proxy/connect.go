@@ -96,7 +96,8 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 			}
 			return s.Leaf(host)
 		},
-		SessionTicketsDisabled: true, // a ticket would outlive the pin
+		SessionTicketsDisabled:      true, // a ticket would outlive the pin
+		DynamicRecordSizingDisabled: true, // the client is a loopback away
 	})
 	s.run(secure, &pinned{
 		host: host, port: port, hostport: net.JoinHostPort(host, port),

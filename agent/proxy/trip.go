@@ -19,7 +19,7 @@ type trip struct {
 	up      *upstream.Conn // nil: there is none, or HTTP/2
 	h2      io.ReadCloser  // the answer's body, over HTTP/2
 	sending *sending       // the body, meanwhile; nil where it went with the head
-	wrote   bool           // something of the request went out
+	wrote   bool           // something of the request went out, of what Ask was not given
 
 	res    h1.Response
 	in     *[]byte // borrowed; in[r:w] has come and is not taken
@@ -105,7 +105,7 @@ func (x *exchange) mayRepeat(err error) bool {
 	if x.c.ctx.Err() != nil || t.sending != nil || t.w > 0 || isTimeout(err) || errors.As(err, &attach) {
 		return false
 	}
-	return !t.wrote || x.repeatable()
+	return !t.wrote && !t.up.Sent() || x.repeatable()
 }
 
 // repeatable reports whether the request means the same done twice.
@@ -169,6 +169,10 @@ func (x *exchange) writeRequest(up *upstream.Conn) error {
 	if cap(out)-len(out) >= len(rest)+len("\r\n")+len(h1.LastChunk) {
 		out, rest = append(out, rest...), nil
 		out = x.appendBodyEnd(out)
+	}
+	if rest == nil && x.body == nil {
+		_, err = up.Ask(out)
+		return err
 	}
 	n, err := up.Write(out)
 	x.trip.wrote = n > 0
@@ -298,7 +302,6 @@ func (t *trip) atHand() bool { return t.r < t.w }
 // its buffer is of use to others.
 func (t *trip) rest() {
 	if t.h2 == nil && len(*t.in) == smallBuf {
-		secret.Wipe((*t.in)[:t.w]) // the head may repeat the key
 		giveBack(t.in)
 		t.in = borrow(tinyBuf)
 		t.r, t.w, t.from = 0, 0, 0

@@ -242,7 +242,10 @@ func (d *Dialer) clientTLS(o TransportOptions) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca_file: %w", err)
 	}
-	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64)}, nil
+	return &tls.Config{
+		RootCAs: roots, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(64),
+		DynamicRecordSizingDisabled: true, // small records let a browser show a page's beginning; a provider needs all of a request
+	}, nil
 }
 
 // rootsWith is the Dialer's roots and a ca_file's, made once for each content.

@@ -88,6 +88,8 @@ func (p *Pool) Host(hostport string, plain bool) *Host {
 type Conn struct {
 	net.Conn
 	host   *Host
+	late   *lateConn // the socket below TLS; nil where it is another, or there is none
+	sent   bool      // without late: something of what Ask was given
 	raw    syscall.RawConn
 	reused bool
 	born   int64 // in nanoseconds of the pool's time
@@ -142,6 +144,9 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	}
 	if h.plain {
 		return c, nil
+	}
+	if c.late = lateOf(inner); c.late != nil {
+		inner = c.late
 	}
 	secure := tls.Client(inner, h.tls)
 	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
@@ -217,6 +222,21 @@ func (c *Conn) AtRest() bool {
 	return err == nil && c.alive
 }
 
+// Ask is Write for a request's end: it may be made as late as by the Read that
+// waits for the answer, which then returns its error.
+func (c *Conn) Ask(p []byte) (int, error) {
+	if c.late != nil {
+		c.late.late, c.late.sent = true, 0
+		return c.Write(p)
+	}
+	n, err := c.Write(p)
+	c.sent = n > 0
+	return n, err
+}
+
+// Sent reports whether something of what Ask was given has gone out.
+func (c *Conn) Sent() bool { return c.sent || c.late != nil && c.late.sent > 0 }
+
 // Reused reports whether the connection carried a request before: that it fails
 // before a byte of an answer has come may mean that it was closed meanwhile.
 func (c *Conn) Reused() bool { return c.reused }
@@ -225,7 +245,10 @@ func (c *Conn) Reused() bool { return c.reused }
 // end and nothing more, no read or write under way, no deadline set.
 func (c *Conn) Put() {
 	h := c.host
-	c.since = h.pool.now()
+	c.since, c.sent = h.pool.now(), false
+	if c.late != nil {
+		c.late.sent = 0
+	}
 	h.mu.Lock()
 	kept := !h.closed && c.born >= h.renewed && len(h.idle) < idlePerHost
 	if kept {
