@@ -48,13 +48,15 @@ var rooms = map[string][]arrow{
 	"agent/webhook": {
 		{"config", "what it writes the agent must be able to read"}, {"agent/clientenv", "the application's variables"},
 	},
-	"agent/upstream": {},
+	"agent/socket":   {},
+	"agent/upstream": {{"agent/socket", "fewer calls of the kernel"}},
 	"agent/proxy/h1": {},
 	"agent/mitm":     {},
 	"agent/admin":    {{"agent/secret", "the arena's gauges"}},
 	"agent/proxy": {
 		{"agent/keyring", "picks a version"}, {"agent/provider", "attaches it"}, {"agent/provider/spec", "error shapes and hosts"},
 		{"agent/redact", "scrubs answers"}, {"agent/upstream", "dials"}, {"agent/audit", "records refusals"}, {"agent/proxy/h1", "reads and frames strictly"},
+		{"agent/socket", "fewer calls of the kernel"},
 		{"agent/secret", "wipes what a key was sent from"},
 	},
 	"config": {{"agent/provider/spec", "a provider's shape"}, {"agent/rotation", "a ramp's shape"}},

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/postern-proxy/postern/agent/socket"
 )
 
 // listener counts and caps the connections of a net.Listener, and on a Unix
@@ -55,6 +57,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.s.Metrics.refusedConns.WithLabelValues("cap").Inc()
 			c.Close()
 			continue
+		}
+		if s := socket.New(c); s != nil {
+			c = s
 		}
 		return &clientConn{Conn: c, r: &l.s.conns}, nil
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/postern-proxy/postern/agent/socket"
 )
 
 // A handshake leaves some 50 KiB of garbage, certificates and secrets of the
@@ -88,8 +90,9 @@ func (p *Pool) Host(hostport string, plain bool) *Host {
 type Conn struct {
 	net.Conn
 	host   *Host
-	late   *lateConn // the socket below TLS; nil where it is another, or there is none
-	sent   bool      // without late: something of what Ask was given
+	late   *socket.Conn // the socket below TLS; nil where it is another, or there is none
+	asked  bool         // by Ask, since it was taken
+	sent   bool         // without late: something of what Ask was given
 	raw    syscall.RawConn
 	reused bool
 	born   int64 // in nanoseconds of the pool's time
@@ -145,7 +148,7 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	if h.plain {
 		return c, nil
 	}
-	if c.late = lateOf(inner); c.late != nil {
+	if c.late = socket.New(inner); c.late != nil {
 		inner = c.late
 	}
 	secure := tls.Client(inner, h.tls)
@@ -225,8 +228,9 @@ func (c *Conn) AtRest() bool {
 // Ask is Write for a request's end: it may be made as late as by the Read that
 // waits for the answer, which then returns its error.
 func (c *Conn) Ask(p []byte) (int, error) {
+	c.asked = true
 	if c.late != nil {
-		c.late.late, c.late.sent = true, 0
+		c.late.Late()
 		return c.Write(p)
 	}
 	n, err := c.Write(p)
@@ -235,7 +239,12 @@ func (c *Conn) Ask(p []byte) (int, error) {
 }
 
 // Sent reports whether something of what Ask was given has gone out.
-func (c *Conn) Sent() bool { return c.sent || c.late != nil && c.late.sent > 0 }
+func (c *Conn) Sent() bool {
+	if c.late != nil {
+		return c.asked && c.late.Sent() > 0
+	}
+	return c.asked && c.sent
+}
 
 // Reused reports whether the connection carried a request before: that it fails
 // before a byte of an answer has come may mean that it was closed meanwhile.
@@ -245,10 +254,7 @@ func (c *Conn) Reused() bool { return c.reused }
 // end and nothing more, no read or write under way, no deadline set.
 func (c *Conn) Put() {
 	h := c.host
-	c.since, c.sent = h.pool.now(), false
-	if c.late != nil {
-		c.late.sent = 0
-	}
+	c.since, c.asked = h.pool.now(), false
 	h.mu.Lock()
 	kept := !h.closed && c.born >= h.renewed && len(h.idle) < idlePerHost
 	if kept {

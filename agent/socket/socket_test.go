@@ -1,4 +1,4 @@
-package upstream
+package socket
 
 import (
 	"bytes"
@@ -6,12 +6,18 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
-// latePair is a lateConn and its peer.
-func latePair(t *testing.T) (*lateConn, *net.TCPConn) {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// latePair is a Conn and its peer.
+func latePair(t *testing.T) (*Conn, *net.TCPConn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -30,13 +36,13 @@ func latePair(t *testing.T) (*lateConn, *net.TCPConn) {
 	for _, c := range []net.Conn{c, peer} {
 		c.SetDeadline(time.Now().Add(20 * time.Second))
 	}
-	return lateOf(c), peer.(*net.TCPConn)
+	return New(c), peer.(*net.TCPConn)
 }
 
-// askLate holds back b, as Conn.Ask does.
-func askLate(t *testing.T, l *lateConn, pieces ...[]byte) {
+// askLate holds back b, as upstream.Conn.Ask does.
+func askLate(t *testing.T, l *Conn, pieces ...[]byte) {
 	t.Helper()
-	l.late, l.sent = true, 0
+	l.Late()
 	for _, p := range pieces {
 		if n, err := l.Write(p); n != len(p) || err != nil {
 			t.Fatal(n, err)
@@ -83,7 +89,7 @@ func TestLateWriteGoesOutWithTheRead(t *testing.T) {
 // A socket that takes no more at once is waited for.
 func TestLateWriteThatIsShort(t *testing.T) {
 	l, peer := latePair(t)
-	l.SetWriteBuffer(4 << 10)
+	l.Conn.(*net.TCPConn).SetWriteBuffer(4 << 10)
 	peer.SetReadBuffer(4 << 10)
 	fill := bytes.Repeat([]byte("f"), 64<<10)
 	filled := 0
@@ -151,11 +157,66 @@ func TestLateReadEnds(t *testing.T) {
 	// What was closed before the request: the peer resets, whatever the poller has seen before.
 	l, peer = latePair(t)
 	peer.Close()
-	if n, err := l.TCPConn.Read(make([]byte, 1)); n != 0 || err != io.EOF { // so its end has come for sure
+	if n, err := l.Conn.Read(make([]byte, 1)); n != 0 || err != io.EOF { // so its end has come for sure
 		t.Fatal(n, err)
 	}
 	askLate(t, l, []byte("the request"))
 	if n, err := l.Read(make([]byte, 10)); n != 0 || err == nil {
 		t.Errorf("closed before: %d, %v", n, err)
+	}
+}
+
+// Reads and writes are those of any connection: in pieces, to its end, both ways
+// at once, with what is too long for the socket's buffers.
+func TestLikeAnyConnection(t *testing.T) {
+	a, p := latePair(t)
+	b := New(p)
+	big := make([]byte, 8<<20)
+	for i := range big {
+		big[i] = byte(i >> 8)
+	}
+	var wg sync.WaitGroup
+	for _, c := range []*Conn{a, b} {
+		wg.Go(func() {
+			if n, err := c.Write(big); n != len(big) || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+			if err := c.CloseWrite(); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, big) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+	if n, err := a.Read(nil); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	if n, err := a.Write([]byte("x")); n != 0 || !errors.Is(err, syscall.EPIPE) {
+		t.Error(n, err)
+	}
+	a.Close()
+	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := a.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// A Write that waits ends at its deadline and says how far it came.
+func TestWriteDeadline(t *testing.T) {
+	l, _ := latePair(t)
+	much := make([]byte, 64<<20)
+	l.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+	n, err := l.Write(much)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || n <= 0 || n == len(much) {
+		t.Errorf("%d, %v", n, err)
+	}
+	if New(l) != nil {
+		t.Error("a socket right below it, though there is one between")
 	}
 }
