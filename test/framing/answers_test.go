@@ -31,8 +31,16 @@ func (a answer) bytes() []byte { return bytes.Join(a.pieces, nil) }
 // hostile is the upstream of one lane. What it is asked for under /hostile/ it
 // answers with the answer it was told to give, everything else properly.
 type hostile struct {
-	mu  sync.Mutex
-	now answer
+	mu     sync.Mutex
+	now    answer
+	saying sync.Mutex // held while it says it
+}
+
+// heardOut waits until it has said what it is saying. Of what is said to a request
+// before the next one comes a reader can know whose answer it is; of what comes after, nobody can.
+func (h *hostile) heardOut() {
+	h.saying.Lock()
+	defer h.saying.Unlock()
 }
 
 func (h *hostile) tell(a answer) {
@@ -64,7 +72,10 @@ func (h *hostile) serve(c net.Conn) {
 		h.mu.Lock()
 		a := h.now
 		h.mu.Unlock()
-		if !a.say(c) {
+		h.saying.Lock()
+		listens := a.say(c)
+		h.saying.Unlock()
+		if !listens {
 			return
 		}
 	}
@@ -140,6 +151,7 @@ func TestAnswers(t *testing.T) {
 				h := &hostile{}
 				providers = append(providers, listen(t, &tls.Config{Certificates: []tls.Certificate{w.cert}}, h.serve))
 				front := newTap(t, nil, func() (net.Conn, error) { return net.Dial("tcp", agentAddr) })
+				front.hold = h.heardOut
 				fronts = append(fronts, front.addr)
 				ls[n] = &answerLane{n: n, upstream: h, front: front, run: run, count: &count}
 			}

@@ -14,6 +14,7 @@ import (
 type tap struct {
 	addr string
 	dial func() (net.Conn, error)
+	hold func() // before what who asks says is passed on; nil: nothing
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -50,16 +51,16 @@ func (p *tap) carry(asker net.Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.copy(asker, peer, &l.answered, &l.replyEnd)
+		p.copy(asker, peer, &l.answered, &l.replyEnd, nil)
 		halfClose(asker)
 	}()
-	p.copy(peer, asker, &l.sent, &l.askEnd)
+	p.copy(peer, asker, &l.sent, &l.askEnd, p.hold)
 	halfClose(peer)
 	<-done
 }
 
 // copy writes down what src says before it passes it on: what is not written down has not been seen.
-func (p *tap) copy(dst, src net.Conn, into *[]byte, end *bool) {
+func (p *tap) copy(dst, src net.Conn, into *[]byte, end *bool, hold func()) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buf)
@@ -68,6 +69,9 @@ func (p *tap) copy(dst, src net.Conn, into *[]byte, end *bool) {
 			*end = err != nil
 		})
 		if n > 0 {
+			if hold != nil {
+				hold()
+			}
 			dst.Write(buf[:n]) // one that has left does not end what the other says
 		}
 		if err != nil {
