@@ -241,7 +241,7 @@ func unquote(dst, content []byte) (n int, ok bool) {
 	return n, true
 }
 
-// unicodeEscape reads \uXXXX, or a surrogate pair of two, and how many bytes it took; 0 if it is none.
+// unicodeEscape reads \u and four hexadecimal digits, or a surrogate pair of two, and how many bytes it took; 0 if it is none.
 func unicodeEscape(b []byte) (r rune, used int) {
 	r, ok := hex4(b)
 	if !ok {
