@@ -65,7 +65,7 @@ func written(rest, got string) bool {
 	if !strings.HasPrefix(path, "/") {
 		path = "/" + path
 	}
-	if asked {
+	if asked && query != "" { // a question mark alone asks nothing, and is dropped
 		query = "?" + query
 	}
 	escaped := strings.NewReplacer(`"`, "%22", "<", "%3C", ">", "%3E", "^", "%5E", "`", "%60", "{", "%7B", "|", "%7C", "}", "%7D").Replace(path)

@@ -46,6 +46,7 @@ func unsafeCases() []kase {
 	var list []kase
 	for _, u := range []unsafe{
 		{name: "plain-http", source: "CWE-319", provider: `{name: openai, hosts: [llm.test], base_url: "http://llm.test"}`, field: "base_url"},
+		{name: "plain-http-on-loopback-unasked", source: "CWE-319", provider: `{name: openai, hosts: ["127.0.0.1:80"], base_url: "http://127.0.0.1"}`, field: "base_url"},
 		{name: "plain-http-allowed-elsewhere", source: "CWE-319", provider: `{name: openai, hosts: ["10.0.0.1:80"], base_url: "http://10.0.0.1", allow_plaintext: true}`, field: "base_url"},
 		{name: "plain-http-to-localhost-by-name", source: "RFC 8252 8.3", provider: `{name: openai, hosts: ["localhost:80"], base_url: "http://localhost", allow_plaintext: true}`, field: "base_url"},
 		{name: "wildcard-of-customers", source: "CWE-183", provider: `{name: azure, provider: azure-openai, hosts: ["*.openai.azure.com"], base_url: "https://acme.openai.azure.com"}`, field: "hosts"},
