@@ -20,14 +20,20 @@ import (
 // frees, and after a key is out of use the collector is called, since without
 // garbage it might not run for two minutes.
 
-// clobber is the runtime's setting (package runtime, "clobberfree").
-const clobber = "clobberfree=1"
+// And a thread that is interrupted, for the collector or because its goroutine has
+// run for long, leaves its vector registers in memory, with 16 to 32 bytes each of
+// what was being copied or encrypted, until it is interrupted once more. So
+// goroutines are left to stop by themselves where they call a function, which is
+// always soon.
+
+// clobber is what the runtime is told (package runtime, "clobberfree" and "asyncpreemptoff").
+const clobber = "clobberfree=1,asyncpreemptoff=1"
 
 // overwrites is why freed memory is not overwritten although OverwriteFreed was called.
 var overwrites atomic.Pointer[error]
 
 // OverwriteFreed has the runtime overwrite every object on the heap that it
-// frees. It reads that setting when a process begins and never again, so the first
+// frees, and interrupt no goroutine. It reads that setting when a process begins and never again, so the first
 // call begins the program anew: in the same process, with the same arguments,
 // environment and open files. To be called before anything else is begun. Where
 // it cannot, the program goes on without, and Harden's notes say so.
