@@ -78,10 +78,6 @@ func giveBack(b *[]byte) {
 // closed meanwhile: then it is tried once more on a fresh one.
 func (x *exchange) overHTTP1() error {
 	up, err := x.to.host.Get(x.c.ctx)
-	for err == nil && up.Reused() && !x.repeatable() && !up.AtRest() {
-		up.Close() // however short a time it waited: there is only one try
-		up, err = x.to.host.Get(x.c.ctx)
-	}
 	if err != nil {
 		return err
 	}

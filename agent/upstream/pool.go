@@ -21,10 +21,6 @@ const (
 	calmTime = time.Second // without another
 )
 
-// askAfter is how long a connection may wait before it is asked whether it is
-// still alive: one that went back this moment is taken as it is.
-const askAfter = 50 * time.Millisecond
-
 // Pool keeps HTTP/1.1 connections to one provider's hosts. It is safe for
 // concurrent use. It speaks no HTTP itself: whoever takes a connection does.
 type Pool struct {
@@ -91,8 +87,11 @@ type Conn struct {
 	net.Conn
 	host   *Host
 	late   *socket.Conn // the socket below TLS; nil where it is another, or there is none
-	asked  bool         // by Ask, since it was taken
-	sent   bool         // without late: something of what Ask was given
+	rec    *records     // below TLS; nil without
+	short  bool         // the last Read brought less than there was room for
+	one    [1]byte
+	asked  bool // by Ask, since it was taken
+	sent   bool // without late: something of what Ask was given
 	raw    syscall.RawConn
 	reused bool
 	born   int64 // in nanoseconds of the pool's time
@@ -110,7 +109,8 @@ func (h *Host) Get(ctx context.Context) (*Conn, error) {
 		if c == nil {
 			return h.Dial(ctx)
 		}
-		if h.pool.now()-c.since < int64(askAfter) || c.AtRest() {
+		// However short a time it waited: what came meanwhile is the answer to nothing, and must not become one.
+		if c.AtRest() {
 			c.reused = true
 			return c, nil
 		}
@@ -151,6 +151,8 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	if c.late = socket.New(inner); c.late != nil {
 		inner = c.late
 	}
+	c.rec = &records{Conn: inner}
+	inner = c.rec
 	secure := tls.Client(inner, h.tls)
 	hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -250,10 +252,41 @@ func (c *Conn) Sent() bool {
 // before a byte of an answer has come may mean that it was closed meanwhile.
 func (c *Conn) Reused() bool { return c.reused }
 
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.short = n < len(p)
+	return n, err
+}
+
+// drained reports whether TLS holds nothing that came behind the answer: another
+// one that nobody asked for would be the next request's.
+func (c *Conn) drained() bool {
+	if c.rec == nil {
+		return true
+	}
+	n := c.rec.count
+	c.rec.count = 0
+	switch {
+	case c.rec.inside():
+		return false
+	case n == 0 || n == 1 && c.short:
+		return true // nothing has come, or one record that was read to its end
+	}
+	c.rec.dry = true
+	_, err := c.Conn.Read(c.one[:])
+	c.rec.dry = false
+	return err == errDry
+}
+
 // Put gives the connection back. It must be at rest: the answer read to its
-// end and nothing more, no read or write under way, no deadline set.
+// end, no read or write under way, no deadline set. If more has come than that, it is closed.
 func (c *Conn) Put() {
 	h := c.host
+	if !c.drained() {
+		c.Close()
+		return
+	}
 	c.since, c.asked = h.pool.now(), false
 	h.mu.Lock()
 	kept := !h.closed && c.born >= h.renewed && len(h.idle) < idlePerHost

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"io"
@@ -125,14 +126,114 @@ func TestPoolLooksBeforeItTakes(t *testing.T) {
 			for a.AtRest() { // until the network has carried it here
 				time.Sleep(time.Millisecond)
 			}
-			h.mu.Lock()
-			a.since -= int64(askAfter)
-			h.mu.Unlock()
 			b := take(t, h)
 			defer b.Close()
 			defer (<-accepted).Close()
 			if b == a {
 				t.Error("a dead connection was taken")
+			}
+		})
+	}
+}
+
+// corked holds back what TLS writes until it is let go, all of it or a part, in one write.
+type corked struct {
+	net.Conn
+	held bytes.Buffer
+	cork bool
+}
+
+func (c *corked) Write(p []byte) (int, error) {
+	if c.cork {
+		return c.held.Write(p)
+	}
+	return c.Conn.Write(p)
+}
+
+// crypto/tls reads ahead: what came together with an answer and belongs to none
+// must not become the answer to the next request, however soon that is sent.
+func TestPoolKeepsNothingThatCameAhead(t *testing.T) {
+	ca := newAuthority(t)
+	conf := &tls.Config{Certificates: []tls.Certificate{ca.leaf("127.0.0.1")}, DynamicRecordSizingDisabled: true}
+	for _, c := range []struct {
+		name string
+		say  func(*tls.Conn)
+		size int // of the answer
+		lack int // bytes that do not come
+		kept bool
+	}{
+		{"one answer", func(c *tls.Conn) { c.Write(make([]byte, 100)) }, 100, 0, true},
+		{"one answer in two records", func(c *tls.Conn) { c.Write(make([]byte, 60)); c.Write(make([]byte, 40)) }, 100, 0, true},
+		{"a long one", func(c *tls.Conn) { c.Write(make([]byte, 40000)) }, 40000, 0, true},
+		{"another behind it in its record", func(c *tls.Conn) { c.Write(make([]byte, 200)) }, 100, 0, false},
+		{"another behind it in one of its own", func(c *tls.Conn) { c.Write(make([]byte, 100)); c.Write([]byte("x")) }, 100, 0, false},
+		{"a part of another", func(c *tls.Conn) { c.Write(make([]byte, 100)); c.Write([]byte("x")) }, 100, 1, false},
+		{"a part of another's head", func(c *tls.Conn) { c.Write(make([]byte, 100)); c.Write([]byte("x")) }, 100, 20, false},
+		{"its end", func(c *tls.Conn) { c.Write(make([]byte, 100)); c.CloseWrite() }, 100, 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			serving.Go(func() {
+				inner, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer inner.Close()
+				cork := &corked{Conn: inner}
+				theirs := tls.Server(cork, conf)
+				one := make([]byte, 1)
+				for round := 0; ; round++ {
+					if _, err := io.ReadFull(theirs, one); err != nil {
+						return
+					}
+					if round == 0 { // the handshake's rest goes with it
+						theirs.Write(make([]byte, 10))
+						continue
+					}
+					cork.cork = true
+					c.say(theirs)
+					inner.SetDeadline(time.Time{}) // which CloseWrite has set
+					inner.Write(cork.held.Bytes()[:cork.held.Len()-c.lack])
+				}
+			})
+			h := testPool(t, ca, Options{}).Host(ln.Addr().String(), false)
+			a := take(t, h)
+			defer a.Close()
+			for _, size := range []int{10, c.size} {
+				if _, err := a.Ask([]byte("?")); err != nil {
+					t.Fatal(err)
+				}
+				// Room for more than the answer, as whoever reads HTTP has, but for the case that its record has more.
+				b := make([]byte, size)
+				for n := 0; n < size; {
+					room := b[n:]
+					if c.kept {
+						room = append(room, make([]byte, 4096)...)
+					}
+					k, err := a.Read(room)
+					if err != nil {
+						t.Fatal(err)
+					}
+					n += k
+				}
+				if size == 10 {
+					a.Put()
+					if b := take(t, h); b != a {
+						t.Fatal("not kept after the first answer")
+					}
+				}
+			}
+			a.Put()
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if kept := len(h.idle) == 1; kept != c.kept {
+				t.Errorf("kept: %v", kept)
 			}
 		})
 	}
