@@ -203,6 +203,13 @@ func (c *Conn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error
 // CloseRead ends the receiving side only.
 func (c *Conn) CloseRead() error { return c.Conn.(interface{ CloseRead() error }).CloseRead() }
 
+// Quiet reports whether a socket that does not block has nothing to read, not even its end.
+func Quiet(fd int) bool {
+	var b [1]byte
+	_, err := again(peek, fd, b[:])
+	return err == syscall.EAGAIN
+}
+
 // again makes a call of the kernel until no signal interrupts it.
 func again(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
 	for {

@@ -142,7 +142,7 @@ func (h *Host) Dial(ctx context.Context) (*Conn, error) {
 	}
 	c := &Conn{Conn: inner, host: h, raw: rawConn(inner), born: h.pool.now()}
 	c.look = func(fd uintptr) bool {
-		c.alive = quiet(int(fd))
+		c.alive = socket.Quiet(int(fd))
 		return true
 	}
 	if h.plain {
@@ -395,15 +395,4 @@ func (p *Pool) Close() {
 	}
 	p.mu.Unlock()
 	p.closeIdle(p.now() + 1)
-}
-
-// quiet reports whether a socket has nothing to read, not even its end.
-func quiet(fd int) bool {
-	var b [1]byte
-	for {
-		_, _, err := syscall.Recvfrom(fd, b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if err != syscall.EINTR {
-			return err == syscall.EAGAIN
-		}
-	}
 }
