@@ -182,7 +182,7 @@ type Provider struct {
 	// Forward: owns CONNECT to its hosts. Default true; of entries that share a
 	// host at most one may. Never nil after Parse.
 	Forward *bool `yaml:"forward"`
-	HTTP2   bool  `yaml:"http2"` // towards the upstream; default false
+	HTTP2   bool  `yaml:"http2"` // towards the upstream, and offered inside tunnels to it; default false
 	// With gives the parameters of the catalog entry's hosts ({resource: acme}).
 	With map[string]string `yaml:"with"`
 }

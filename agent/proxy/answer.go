@@ -18,8 +18,7 @@ func (x *exchange) respond() {
 		x.relay()
 		return
 	}
-	coded := values(&t.res.Head, "Content-Encoding")
-	opaque := len(coded) > 0 && !h1.EqualFold(coded, "identity")
+	opaque := coded(&t.res.Head, "Content-Encoding") || coded(&t.res.Head, "Grpc-Encoding")
 	if opaque {
 		x.t.metrics.opaque.Inc()
 		if x.t.Provider.Spec().Echoes {
@@ -50,6 +49,12 @@ func (x *exchange) respond() {
 	if err != nil {
 		x.cutShort(err)
 	}
+}
+
+// coded reports whether a field says that the body is compressed, or each message in it.
+func coded(h *h1.Head, name string) bool {
+	v := values(h, name)
+	return len(v) > 0 && !h1.EqualFold(v, "identity")
 }
 
 // sentAll ends an answer whose last bytes were written, or were not.
@@ -187,6 +192,7 @@ func (x *exchange) endBody(st *redact.Stream, chunked bool) error {
 		return errClient
 	}
 	if chunked {
+		x.takeTrailers()
 		x.c.ready()
 		x.c.out = append(x.c.out, h1.LastChunk...)
 	}

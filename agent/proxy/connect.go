@@ -86,9 +86,13 @@ func (s *Server) intercept(client net.Conn, host, port string) {
 		return
 	}
 	s.Metrics.tunnels.WithLabelValues("intercepted").Inc()
+	protocols := []string{"http/1.1"}
+	if to := s.routing.Load().byHost(host, port); to != nil && to.t.Transport != nil {
+		protocols = []string{protocolHTTP2, "http/1.1"}
+	}
 	secure := tls.Server(client, &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"http/1.1"},
+		NextProtos: protocols,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if hello.ServerName != "" && !strings.EqualFold(hello.ServerName, host) {
 				s.Metrics.tunnels.WithLabelValues("sni_mismatch").Inc()
@@ -116,11 +120,12 @@ func (s *Server) scheme(hostport string) string {
 var errSNI = errors.New("the TLS server name is not the host of CONNECT")
 
 // pinned is the host:port of the CONNECT that a client's connection is inside
-// of. The TLS handshake happens at its first read.
+// of.
 type pinned struct {
 	host, port string
 	hostport   string // host:port
 	header     string // the same as the Host field says it
+	streams    bool   // the client chose HTTP/2
 }
 
 // openTunnel serves a CONNECT on the listener: the connection is the tunnel's

@@ -68,6 +68,7 @@ type worldConfig struct {
 	own    func(netip.AddrPort) bool
 	http2  bool
 
+	onlyHTTP1 bool // the upstream speaks nothing else
 	untrusted bool // the upstream's certificate is
 	tune      func(*Server)
 }
@@ -98,7 +99,7 @@ func newWorld(t testing.TB, handler http.HandlerFunc, opts ...worldOption) *worl
 		handler(rw, r)
 	}))
 	w.upstream.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	w.upstream.EnableHTTP2 = c.http2
+	w.upstream.EnableHTTP2 = c.http2 && !c.onlyHTTP1
 	w.upstream.StartTLS()
 	w.upHost = w.upstream.Listener.Addr().String()
 

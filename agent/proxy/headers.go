@@ -20,8 +20,9 @@ var forwarded = []string{
 	"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Real-Ip", "Via",
 }
 
-// own are the fields that the agent writes itself, once.
-var own = []string{"Host", "Content-Length", "Accept-Encoding"}
+// own are the fields that the agent writes itself, once, or leaves out: without
+// Grpc-Accept-Encoding the messages come as they can be scrubbed.
+var own = []string{"Host", "Content-Length", "Accept-Encoding", "Grpc-Accept-Encoding"}
 
 // names is a set of field names, found in any case and with '_' for '-': some
 // servers read both alike. Looking allocates nothing.

@@ -29,6 +29,9 @@ func (x *exchange) overHTTP2() error {
 		return err
 	}
 	t.h2, t.in = resp.Body, borrow(largeBuf)
+	if x.c.ofStream() && resp.ProtoMajor == 2 {
+		t.trailer = &resp.Trailer
+	}
 	t.res = h1.Response{Status: resp.StatusCode, Declared: resp.ContentLength}
 	t.res.Length = resp.ContentLength
 	if out.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified {
@@ -72,6 +75,9 @@ func (x *exchange) request() (*http.Request, error) {
 	}
 	if x.upgrade {
 		h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
+	}
+	if te, _ := x.req.Get("Te"); x.c.ofStream() && h1.EqualFold(te, "trailers") {
+		h["Te"] = []string{"trailers"} // servers of gRPC want it; theirs pass (RFC 9113 section 8.2.2)
 	}
 	h["Accept-Encoding"] = []string{"identity"}
 	if _, ok := h["User-Agent"]; !ok {

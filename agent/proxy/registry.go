@@ -43,10 +43,14 @@ func (r *registry) stopAccepting() {
 	}
 }
 
-// run serves a session in a goroutine of its own.
+// run serves a session in a goroutine of its own. A stream is no new connection:
+// like a request of HTTP/1.1 it may still come while idle ones are waited for.
 func (r *registry) run(c net.Conn, s *session) {
 	r.mu.Lock()
 	stopped := r.stopped
+	if s.pin != nil && s.pin.streams {
+		stopped = r.cut
+	}
 	if !stopped {
 		r.put(c, s)
 		r.wg.Add(1)

@@ -121,9 +121,11 @@ func (s *Server) Serve(ln net.Listener, uids []int) error {
 }
 
 // run serves a client's connection in a goroutine of its own; pin is where it is in a tunnel.
-func (s *Server) run(c net.Conn, pin *pinned) {
-	s.conns.run(c, newSession(s, c, pin))
+func (s *Server) run(c net.Conn, pin *pinned) *session {
+	in := newSession(s, c, pin)
+	s.conns.run(c, in)
 	s.sweeper.start()
+	return in
 }
 
 // Shutdown stops accepting, lets requests under way end until ctx does, then
@@ -132,6 +134,11 @@ func (s *Server) run(c net.Conn, pin *pinned) {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing.Store(true)
 	s.conns.stopAccepting()
+	for _, c := range s.conns.sessions(nil) {
+		if h2 := c.streams.Load(); h2 != nil {
+			h2.goAway()
+		}
+	}
 	if s.conns.busy() {
 		// A request may be on its way on a connection that looks idle: it is still
 		// answered, and told that it was the last one.

@@ -26,7 +26,8 @@ const (
 
 // session is one client connection on which HTTP/1.1 is spoken: one request
 // after another, each handled in full before the next is read, by one
-// goroutine. Whatever could be read in two ways ends it (I13).
+// goroutine. Whatever could be read in two ways ends it (I13). One on which
+// HTTP/2 is spoken has a session of its own for each stream.
 type session struct {
 	s    *Server
 	conn net.Conn
@@ -46,6 +47,9 @@ type session struct {
 	scrub *redact.Stream // of answers
 	out   []byte         // what is to be written to the client next
 	lent  *[]byte        // what out is part of; borrowed for an exchange
+
+	streams  atomic.Pointer[streams] // where the client speaks HTTP/2; nil otherwise
+	trailers []h1.Field              // of the answer, for the stream that the session serves
 
 	asked    atomic.Int64 // since when an answer is waited for on up, in Unix nanoseconds; 0: it is not
 	idle     atomic.Bool  // waits for a request; whoever makes it false, the session, the sweeper or a shutdown, has the connection
@@ -99,9 +103,16 @@ func (c *session) serve() {
 			c.conn.Close()
 		}
 	}()
-	for c.one() {
+	if c.choseHTTP2() {
+		c.serveStreams()
+		return
+	}
+	for c.one() && !c.ofStream() {
 	}
 }
+
+// ofStream reports whether the session serves a stream of HTTP/2: one request.
+func (c *session) ofStream() bool { return c.pin != nil && c.pin.streams }
 
 // one serves one request and reports whether another may follow.
 func (c *session) one() bool {

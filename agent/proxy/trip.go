@@ -18,6 +18,7 @@ type trip struct {
 	c       *session
 	up      *upstream.Conn // nil: there is none, or HTTP/2
 	h2      io.ReadCloser  // the answer's body, over HTTP/2
+	trailer *http.Header   // likewise, filled when the body ends; nil where no client of HTTP/2 waits for it
 	sending *sending       // the body, meanwhile; nil where it went with the head
 	wrote   bool           // something of the request went out, of what Ask was not given
 
@@ -139,7 +140,7 @@ func (x *exchange) attempt(up *upstream.Conn) error {
 }
 
 func (t *trip) begin(c *session, up *upstream.Conn) {
-	t.c, t.up, t.h2, t.sending, t.wrote = c, up, nil, nil, false
+	t.c, t.up, t.h2, t.trailer, t.sending, t.wrote = c, up, nil, nil, nil, false
 	t.r, t.w, t.from, t.failed, t.left, t.over = 0, 0, 0, nil, 0, false
 	t.res.Reset()
 	t.dec.Extensions = true
@@ -339,7 +340,7 @@ func (t *trip) release() {
 func (t *trip) end() {
 	if t.h2 != nil {
 		t.h2.Close()
-		t.h2 = nil
+		t.h2, t.trailer = nil, nil
 	}
 	t.release()
 	if t.up != nil {
@@ -392,10 +393,21 @@ func (s *sending) failure() error {
 // provider takes no more of it is no failure: its answer says why.
 func (s *sending) run(up *upstream.Conn, from *body, chunked bool) {
 	defer close(s.done)
-	buf := borrow(largeBuf)
+	whole, err := writeBody(up, from, chunked, largeBuf)
+	s.all.Store(whole)
+	if err != nil && err != errDetached {
+		s.bad.Store(&err)
+		up.SetDeadline(time.Unix(1, 0)) // the request will not be whole: nobody waits for its answer
+	}
+}
+
+// writeBody writes a body with its framing, by a buffer of this size. The error is
+// the body's own: that to takes no more only leaves it not whole.
+func writeBody(to io.Writer, from io.Reader, chunked bool, size int) (whole bool, err error) {
+	buf := borrow(size)
 	defer giveBack(buf)
 	const before, after = h1.MaxChunkHead, len("\r\n")
-	room := (*buf)[before : largeBuf-after]
+	room := (*buf)[before : size-after]
 	for {
 		n, err := from.Read(room)
 		if n > 0 {
@@ -403,26 +415,19 @@ func (s *sending) run(up *upstream.Conn, from *body, chunked bool) {
 			if chunked {
 				piece = framed(*buf, before, n)
 			}
-			if _, werr := up.Write(piece); werr != nil {
-				return
+			if _, werr := to.Write(piece); werr != nil {
+				return false, nil
 			}
 		}
 		switch {
 		case err == nil:
-		case err == io.EOF:
-			if chunked {
-				if _, err := io.WriteString(up, h1.LastChunk); err != nil {
-					return
-				}
-			}
-			s.all.Store(true)
-			return
+		case err != io.EOF:
+			return false, err
+		case chunked:
+			_, err := io.WriteString(to, h1.LastChunk)
+			return err == nil, nil
 		default:
-			if err != errDetached {
-				s.bad.Store(&err)
-				up.SetDeadline(time.Unix(1, 0)) // the request will not be whole: nobody waits for its answer
-			}
-			return
+			return true, nil
 		}
 	}
 }
