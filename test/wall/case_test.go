@@ -21,7 +21,7 @@ type group struct {
 //
 // stand for something. send has one line for each line of the head, after which
 // the WebSocket paths put the fields of an opening handshake, and then the empty
-// line; body follows as it is. raw is the whole in bytes.
+// line; body follows as it is. raw is the whole in bytes. Over tunnel-h2 all is sent in frames.
 type kase struct {
 	name   string
 	inv    string // as in I2
@@ -32,6 +32,7 @@ type kase struct {
 	send   string
 	body   string
 	raw    string
+	fields []string          // over tunnel-h2, instead of send: names and values in turn
 	says   map[string]answer // of hosts
 	names  map[string]string // addresses that a name has in turn, with spaces between
 	want   want

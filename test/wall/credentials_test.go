@@ -28,7 +28,7 @@ var credentials = &group{class: 5, name: "credential", says: "duplicate and disg
 	{name: "proxy-authorization", inv: "I3", source: "CVE-2023-32681", on: every,
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nProxy-Authorization: Basic {client}\nProxy_Authorization: Basic {client}", want: attached()},
 	{name: "proxy-authorization-of-connect", inv: "I3", source: "CVE-2023-32681", on: direct, do: connectWithCredentials},
-	{name: "over-http2", inv: "I3", source: underscore, on: everyHTTP, to: "h2",
+	{name: "over-http2", inv: "I3", source: underscore, on: everyHTTP + " " + tunnelH2, to: "h2",
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nAUTHORIZATION: Bearer {client}\nX_Api_Key: {client}\nAuthorization: {client}", want: attached()},
 	{name: "basic", inv: "I3", source: "RFC 7617 2", on: every, to: "basic",
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nAuthorization: Basic {client}", want: attached()},

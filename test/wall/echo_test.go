@@ -43,7 +43,7 @@ var echo = &group{class: 10, name: "echo", says: "the key said back", cases: []k
 		says: map[string]answer{"api.openai.com": saysAndEnds("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{first}")}, want: want{n: 1, anyhow: true, answer: noHalf}},
 	{name: "events", inv: "I5", source: "HTML Standard 9.2", on: everyHTTP, send: models,
 		says: openai("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata: \r\n{size}\r\n{key}\r\n2\r\n\n\n\r\n0\r\n\r\n"), want: attached().and(masked)},
-	{name: "over-http2", inv: "I5", source: "RFC 9113 8.1", on: everyHTTP, to: "h2", send: models,
+	{name: "over-http2", inv: "I5", source: "RFC 9113 8.1", on: everyHTTP + " " + tunnelH2, to: "h2", send: models,
 		says: map[string]answer{h2Host: says("HTTP/1.1 200 OK\r\nX-Echo: {key}\r\nContent-Length: {len}\r\n\r\n{key}")}, want: attached().and(masked)},
 	{name: "the-key-of-another", inv: "I5", source: "CWE-200", on: everyHTTP, send: models,
 		says: openai("HTTP/1.1 200 OK\r\nContent-Length: 46\r\n\r\n" + fmt.Sprintf("%-46s", fakeKey("gemini"))), want: attached().and(masked)},

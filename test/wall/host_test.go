@@ -55,7 +55,7 @@ var host = &group{class: 1, name: "host", says: "host is not the dialled one", c
 		send: "CONNECT api.openai.com.evil.test:443 HTTP/1.1\nHost: api.openai.com.evil.test:443", want: refused(403, "unmatched_denied")},
 	{name: "authority-over-http2", inv: "I2", source: openSandbox, on: everyHTTP, to: "h2",
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\n:authority: evil.test", want: ambiguous()},
-	{name: "authority-over-http2-is-the-host", inv: "I2", source: openSandbox, on: everyHTTP, to: "h2",
+	{name: "authority-over-http2-is-the-host", inv: "I2", source: openSandbox, on: everyHTTP + " " + tunnelH2, to: "h2",
 		send: "GET {/v1/models} HTTP/1.1\nHost: {host}\nX-Host: evil.test", want: attached(field("Host", h2Host))},
 }}
 

@@ -25,7 +25,7 @@ var redirect = &group{class: 6, name: "redirect", says: "redirects followed with
 		says: map[string]answer{"api.openai.com": says("HTTP/1.1 200 OK\r\nRefresh: 0; url=https://elsewhere.test/\r\nContent-Length: 0\r\n\r\n")}, want: passedOn(200)},
 	{name: "of-an-upgrade", inv: "I1", source: "RFC 6455 4.1", on: everyWS, send: models,
 		says: points(302, "https://elsewhere.test/v1"), want: passedOn(302)},
-	{name: "over-http2", inv: "I1", source: goRedirect, on: everyHTTP, to: "h2", send: models,
+	{name: "over-http2", inv: "I1", source: goRedirect, on: everyHTTP + " " + tunnelH2, to: "h2", send: models,
 		says: map[string]answer{h2Host: says("HTTP/1.1 302 Found\r\nLocation: https://elsewhere.test/\r\nContent-Length: 0\r\n\r\n")}, want: passedOn(302)},
 	{name: "back-to-itself-stays-on-the-route", inv: "I1", source: "RFC 9110 10.2.2", on: route, send: models,
 		says: points(302, "https://api.openai.com/v1/elsewhere"), want: passedOn(302).and(location("http://{agent}/openai/v1/elsewhere"))},

@@ -327,6 +327,7 @@ func (r *request) pairs(fields []hpack.HeaderField) {
 // answerFrames sends a textual answer as frames.
 func answerFrames(f *http2.Framer, id uint32, text string) {
 	head, body, _ := strings.Cut(text, "\r\n\r\n")
+	body, trailers, trailing := strings.Cut(body, trailerMark)
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	for i, l := range strings.Split(head, "\r\n") {
@@ -338,5 +339,14 @@ func answerFrames(f *http2.Framer, id uint32, text string) {
 		enc.WriteField(hpack.HeaderField{Name: strings.ToLower(name), Value: value})
 	}
 	f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true})
-	f.WriteData(id, true, []byte(body))
+	f.WriteData(id, !trailing, []byte(body))
+	if !trailing {
+		return
+	}
+	block.Reset()
+	for l := range strings.SplitSeq(trailers, "\r\n") {
+		name, value, _ := strings.Cut(l, ": ")
+		enc.WriteField(hpack.HeaderField{Name: name, Value: value})
+	}
+	f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
 }

@@ -22,6 +22,7 @@ const (
 	routing  = "agent/proxy/routing.go"
 	outgoing = "agent/proxy/outgoing.go"
 	answer   = "agent/proxy/answer.go"
+	streams  = "agent/proxy/streams.go"
 	head     = "agent/proxy/h1/head.go"
 	route    = "agent/provider/route.go"
 	attach   = "agent/provider/attach.go"
@@ -91,6 +92,13 @@ var mutants = []mutant{
 	one("path: empty segments", "path/empty", route, ` || strings.Contains(path, "//")`, ""),
 	one("path: control characters, escaped", "path/", route, "if c < ' ' || c == 0x7f {\n\t\t\treturn false", "if c < ' ' || c == 0x7f {\n\t\t\t_ = c"),
 	one("path: parameters of a segment", "path/dots-with", route, "case c == ';':\n\t\t\tskip = true", "case c == ';':\n\t\t\tother = true"),
+
+	one("streams: only where the provider has them", "stream/not-where", "agent/proxy/connect.go", "to != nil && to.t.Transport != nil", "to != nil && to.t.Pool != nil"),
+	one("streams: one Host", "stream/host", streams, `name != "Host" || v != r.Host`, `name != "Host"`),
+	one("streams: one length, and a true one", "stream/length", streams, "!chunked && values[0] != length {", "chunked {"),
+	one("streams: the tunnel's scheme", "stream/plain", streams, "if r.TLS == nil &&", "if false &&"),
+	one("streams: trailers are searched for keys", "stream/trailers", streams, "x.masked += x.s.known.Mask(f.Value, redact.WhereHeader)", "_ = redact.WhereHeader"),
+	one("streams: trailers of the connection", "stream/trailers", streams, "!f.Valid() || stripAnswer.has(f.Name)", "!f.Valid()"),
 
 	// What comes back.
 	{"answer: fields are searched for keys", "echo/field", []edit{
