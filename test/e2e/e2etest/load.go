@@ -59,6 +59,7 @@ func (w *World) Through(a *agenttest.Agent, ca []byte) func(*http.Transport) {
 	return func(tr *http.Transport) {
 		tr.Proxy = http.ProxyURL(proxy)
 		tr.TLSClientConfig = &tls.Config{RootCAs: roots}
+		tr.ForceAttemptHTTP2 = true // where the agent offers it
 	}
 }
 
