@@ -39,7 +39,7 @@ var mutants = []mutant{
 	one("guard: the agent's own listeners", "ssrf/own", guard, " || own != nil && own(netip.AddrPortFrom(ip, ap.Port()))", ""),
 	one("guard: checked when the socket connects", "ssrf/", dialer, "return checkAddress(address, o.Own)", "return nil"),
 	one("guard: addresses behind an egress proxy", "ssrf/", dialer, "if literal {", "if false && literal {"),
-	one("TLS: the certificate is verified", "sni/upstream", dialer, "ClientSessionCache: tls.NewLRUClientSessionCache(64)}", "InsecureSkipVerify: true}"),
+	one("TLS: the certificate is verified", "sni/upstream", dialer, "ClientSessionCache: tls.NewLRUClientSessionCache(64),", "InsecureSkipVerify: true,"),
 	one("TLS: 1.2 at least", "sni/upstream-tls", dialer, "RootCAs: roots, MinVersion: tls.VersionTLS12", "RootCAs: roots, MinVersion: tls.VersionTLS10"),
 	one("unmatched: deny is what is not written", "", "agent/proxy/connect.go", "if !rt.Tunnel {", "if false && !rt.Tunnel {"),
 
