@@ -119,7 +119,7 @@ issuers: [{provider: openai, kind: openai, project: proj_test, admin_key: issuer
 // until looks again and again.
 func (h *house) until(what string, holds func() bool) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 3*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
