@@ -38,9 +38,6 @@ func runAgent(ctx context.Context, c *common, cfg *config.Config) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)
 	}
-	if os.Getenv("GOMAXPROCS") == "" {
-		go fitThreads(ctx)
-	}
 	a, err := agent.New(agent.Options{Config: cfg, Load: c.load, Version: version})
 	if err != nil {
 		return err
