@@ -20,14 +20,21 @@ import (
 // that ended, and while others go on allocating. Without the setting the same
 // search finds them, or it would show nothing.
 func TestFreedMemoryIsOverwritten(t *testing.T) {
+	bothWays(t, "panicnil=1", freed)
+}
+
+// bothWays runs body in two processes of this test's own: in one that calls
+// OverwriteFreed nothing may be left, in one that does not something must be.
+func bothWays(t *testing.T, godebug string, body func(t *testing.T, mode string)) {
+	t.Helper()
 	if mode := os.Getenv("SECRET_TEST_FREED"); mode != "" {
-		freed(t, mode)
+		body(t, mode)
 		return
 	}
 	for _, mode := range []string{"overwritten", "left"} {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestFreedMemoryIsOverwritten$", "-test.v")
-		cmd.Env = append(os.Environ(), "SECRET_TEST_FREED="+mode, "GODEBUG=panicnil=1")
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestFreedMemoryIsOverwritten")) {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "SECRET_TEST_FREED="+mode, "GODEBUG="+godebug)
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
 			t.Errorf("%s: %v\n%s", mode, err, out)
 		}
 	}
@@ -64,17 +71,7 @@ func TestWhatCannotBeginAnewGoesOn(t *testing.T) {
 // then leaves them in memory. With the setting none is; without it a copy is found,
 // or this would show nothing.
 func TestRegistersStayOutOfMemory(t *testing.T) {
-	if mode := os.Getenv("SECRET_TEST_FREED"); mode != "" {
-		registers(t, mode)
-		return
-	}
-	for _, mode := range []string{"overwritten", "left"} {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestRegistersStayOutOfMemory$", "-test.v")
-		cmd.Env = append(os.Environ(), "SECRET_TEST_FREED="+mode, "GODEBUG=clobberfree=1")
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestRegistersStayOutOfMemory")) {
-			t.Errorf("%s: %v\n%s", mode, err, out)
-		}
-	}
+	bothWays(t, "clobberfree=1", registers)
 }
 
 // outOfHeap is memory of its own, which is no place that a copy is looked for in after it is cleared.
@@ -159,10 +156,7 @@ func freed(t *testing.T, mode string) {
 			t.Errorf("%v", h.Notes)
 		}
 	}
-	pattern, err := unix.Mmap(-1, 0, 64, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pattern := outOfHeap(t)[:64]
 	_, _ = rand.Read(pattern)
 	inverted := make([]byte, 24)
 	for i := range inverted {
