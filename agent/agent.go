@@ -124,7 +124,7 @@ func assemble(o Options) (*Agent, error) {
 	if a.known, err = redact.New(redact.Options{Patterns: a.patterns, OnHit: a.exposed}); err != nil {
 		return a, err
 	}
-	batch := newBatchWriter(o.Log)
+	batch := newBatchWriter(withoutWaiting(o.Log))
 	a.logOut = a.known.Writer(batch, redact.WhereLog)
 	flush := func() {
 		a.logOut.Flush()
